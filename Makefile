@@ -1,0 +1,71 @@
+# `make demo` locates the example photos; `make test` runs every check and test. Both need Python 3.11+ and make only.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# uv, where it is installed, does what pip does in a fraction of the time; it is never needed.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+
+.PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check bench bundle clean
+
+help:
+	@echo "make demo       set up $(VENV) with the cpu extra and locate examples/photos"
+	@echo "make test       set up the development environment, run every check and the default tests"
+	@echo "make check      format, lint, types, import contracts"
+	@echo "make test-slow  the tests that take long, with the training libraries"
+	@echo "make gpu-check  the tests that need an NVIDIA GPU"
+	@echo "make bench      the pipeline benchmark"
+	@echo "make bundle     make the shipped bundle again, PHOTOS=folder with photos.csv"
+
+demo: setup
+	$(BIN)/geoinfer predict examples/photos --output demo.csv --restart
+	@echo
+	@cut -d, -f1-6 demo.csv
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "geoinfer needs Python 3.11 or newer; say make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps say which dependencies were installed: a changed pyproject.toml installs again.
+$(VENV)/.cpu: $(BIN)/python pyproject.toml
+	$(INSTALL) -e ".[cpu,heic]"
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	$(INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.cpu
+
+$(VENV)/.export: $(VENV)/.dev
+	$(INSTALL) -e ".[dev,train,export]"
+	@touch $@
+
+setup: $(VENV)/.cpu
+setup-dev: $(VENV)/.dev
+setup-export: $(VENV)/.export
+
+check: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup-dev
+	$(BIN)/pytest -n auto
+
+test: check unit
+
+test-slow: setup-export
+	$(BIN)/pytest -n auto -m "slow and not gpu"
+
+gpu-check: setup-dev
+	$(BIN)/pytest -m gpu -rs
+
+bench: setup-dev
+	$(BIN)/python benchmarks/bench_pipeline.py
+
+bundle: setup-export
+	@test -n "$(PHOTOS)" || { echo "say make bundle PHOTOS=folder with photos.csv"; exit 2; }
+	$(BIN)/python -m export demo-bundle --photos "$(PHOTOS)"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build demo.*

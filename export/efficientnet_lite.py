@@ -1,0 +1,49 @@
+"""EfficientNet-Lite with ImageNet weights as an ONNX embedder."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+from export.onnx_model import export_onnx
+from trainer.efficientnet_lite import load_efficientnet_lite, weights_distribution, weights_sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZES: Final = {0: 224, 1: 240, 2: 260}
+"""Side of the square that each variant was trained for, in pixels."""
+
+
+def export_efficientnet_lite(variant: int, path: Path, *, photos: Path | None = None) -> None:
+    """Writes EfficientNet-Lite `variant` (0, 1 or 2) as an ONNX model of 1280 dimensions.
+
+    Args:
+        variant: 0, 1 or 2.
+        path: the file to write; its folder must exist.
+        photos: folder of photos for the parity gate; those of the checkout (`examples/photos`) when left out.
+
+    Raises:
+        UsageError: no such variant.
+        MissingPackageError: the package with the weights is not installed.
+        GeoInferError: as `export_onnx`.
+    """
+    distribution = weights_distribution(variant)
+    sha256 = weights_sha256(variant)
+    export_onnx(
+        load_efficientnet_lite(variant),
+        preprocessing={
+            "size": SIZES[variant],
+            "resize": "crop",
+            "interpolation": "bicubic",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "colour": "rgb",
+        },
+        identity=f"efficientnet-lite{variant}-imagenet:{sha256[:16]}",
+        source=f"EfficientNet-Lite{variant}, ImageNet weights from {distribution} {version(distribution)}",
+        licence="Apache-2.0",
+        weights_sha256=sha256,
+        path=path,
+        photos=photos,
+    )

@@ -1,0 +1,97 @@
+"""From the neighbours of a query to one place on the Earth.
+
+Three ways, all of them on the sphere:
+
+- `top1`: the place of the most similar reference.
+- `mean`: the geographic mean of the k neighbours, weighted by similarity (the founding paper's second algorithm).
+- `density`: the highest peak of a von Mises-Fisher kernel density over the k neighbours, weighted by similarity. Where
+  the mean of Lisbon and Sydney is an ocean, the peak is one of the two. (The density is that of "Revisiting IM2GPS in
+  the Deep Learning Era", arXiv 1705.04838, with the sphere's own kernel in place of a planar Gaussian.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+import numpy as np
+
+from geoinfer.errors import UsageError
+from geoinfer.geodesy import EARTH_RADIUS_KM, from_unit_vectors, spherical_mean, to_unit_vectors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Method = Literal["top1", "mean", "density"]
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
+DEFAULT_METHOD: Final[Method] = "density"
+DEFAULT_K: Final = 10
+
+BANDWIDTH_KM: Final = 200.0
+"""Standard deviation of the density's kernel: about what tells one region of a country from another."""
+
+_KAPPA: Final = (EARTH_RADIUS_KM / BANDWIDTH_KM) ** 2
+_ITERATIONS: Final = 100
+_CONVERGED: Final = 1e-9  # of a unit vector: about a centimetre on the Earth
+
+
+def aggregate(
+    coordinates: NDArray[np.float64], similarities: NDArray[np.float32], method: Method
+) -> NDArray[np.float64]:
+    """One place for each query.
+
+    Args:
+        coordinates: (q, k, 2) degrees of the neighbours, the most similar first; k at least 1.
+        similarities: (q, k) float32, descending.
+        method: `top1`, `mean` or `density`.
+
+    Returns:
+        (q, 2) float64 degrees.
+
+    Raises:
+        UsageError: the method is none of these.
+    """
+    if method == "top1":
+        return coordinates[:, 0].copy()
+    if method == "mean":
+        # Where the neighbours cancel out (antipodes), the mean is undefined and the heaviest of them stands in.
+        return spherical_mean(coordinates, similarity_weights(similarities))[0]
+    if method == "density":
+        return _density_mode(coordinates, similarity_weights(similarities))
+    raise UsageError(f"--aggregate {method}: expected one of {', '.join(METHODS)}")
+
+
+def similarity_weights(similarities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(q, k) similarities to weights of the same shape that sum to 1 in each row: proportional to the similarity.
+
+    Negative similarities weigh nothing; a row without a positive one is weighted evenly.
+    """
+    weights = np.maximum(similarities.astype(np.float64), 0.0)
+    total = weights.sum(axis=1, keepdims=True)
+    even = np.full_like(weights, 1.0 / weights.shape[1])
+    return np.divide(weights, total, out=even, where=total > 0)
+
+
+def _density_mode(coordinates: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean shift on the sphere from the neighbour where the density is highest.
+
+    With the kernel exp(kappa (x . p - 1)) the density's gradient vanishes where x is the direction of the sum of the
+    points weighted by their own kernel values; going there again and again climbs to a peak.
+    """
+    points = to_unit_vectors(coordinates)
+    kernel = np.exp(_KAPPA * (np.einsum("qid,qjd->qij", points, points) - 1.0))
+    density = np.einsum("qij,qj->qi", kernel, weights)
+    # Of equal densities the first is taken, which is the more similar neighbour.
+    best = np.argmax(np.round(density, 12), axis=1)
+    peak = np.take_along_axis(points, best[:, None, None], axis=1)[:, 0]
+    # A row stops when it has arrived, so that its answer does not depend on which other rows are in the batch.
+    climbing = np.arange(len(peak))
+    for _ in range(_ITERATIONS):
+        here, there = peak[climbing], points[climbing]
+        pull = weights[climbing] * np.exp(_KAPPA * (np.einsum("qd,qkd->qk", here, there) - 1.0))
+        moved = np.einsum("qk,qkd->qd", pull, there)
+        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+        peak[climbing] = moved
+        climbing = climbing[np.abs(moved - here).max(axis=1) >= _CONVERGED]
+        if len(climbing) == 0:
+            break
+    return from_unit_vectors(peak)

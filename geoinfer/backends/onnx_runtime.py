@@ -1,0 +1,313 @@
+"""ONNX models through ONNX Runtime: on the CPU, or by its CUDA and TensorRT providers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from geoinfer.backends.base import EmbedderIdentity
+from geoinfer.errors import DeviceError, GeoInferError, MissingPackageError, ModelError, UsageError
+from geoinfer.images.preprocessing import Preprocessing
+from geoinfer.integrity import sha256_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_DEVICE: Final = re.compile(r"(auto|cpu|(cuda|tensorrt)(?::(\d+))?)")
+_NORM_TOLERANCE: Final = 1e-2  # fp16 graphs normalise to about 1e-3
+
+
+def import_onnxruntime() -> Any:
+    """Imports ONNX Runtime with its telemetry off.
+
+    Raises:
+        MissingPackageError: it is not installed, or its files are broken.
+    """
+    # Read when the library is loaded: its GPU discovery otherwise warns on machines that have none.
+    os.environ.setdefault("ORT_LOGGING_LEVEL", "3")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingPackageError(
+            f"ONNX Runtime cannot be imported: {error}",
+            hint="pip install 'geoinfer-toolkit[cpu]' (or [gpu], never both); `geoinfer doctor` tells more",
+        ) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise MissingPackageError(
+            "the onnxruntime package is broken (two of its wheels overwrote each other?)",
+            hint="pip uninstall onnxruntime onnxruntime-gpu, then install one; `geoinfer doctor` tells more",
+        )
+    onnxruntime.disable_telemetry_events()
+    onnxruntime.set_default_logger_severity(3)
+    return onnxruntime
+
+
+def parse_device(device: str) -> tuple[str, int]:
+    """`auto`, `cpu`, `cuda[:N]` or `tensorrt[:N]` to (kind, ordinal).
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = _DEVICE.fullmatch(device)
+    if match is None:
+        raise UsageError(f"--device {device}: expected auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+    kind = match.group(2) or match.group(1)
+    return kind, int(match.group(3) or 0)
+
+
+class OnnxRuntimeEmbedder:
+    """An ONNX model with uint8 NHWC input and unit-norm float32 output; see `Embedder` for the contract."""
+
+    def __init__(
+        self, path: Path, device: str = "auto", *, preprocessing: Preprocessing | None = None, threads: int = 0
+    ) -> None:
+        self._path = path
+        kind, ordinal = parse_device(device)
+        self._ort = import_onnxruntime()
+        available = self._ort.get_available_providers()
+        self.device_reason = "as asked"
+        if kind == "auto":
+            kind, self.device_reason = _choose(available)
+        self.device = "cpu" if kind == "cpu" else f"{kind}:{ordinal}"
+        self.fingerprint = _fingerprint(path)
+        self._session = self._open(kind, ordinal, available, threads, asked_auto=device == "auto")
+        self._check_session(kind)
+        self._input = self._session.get_inputs()[0].name
+        self._output = self._session.get_outputs()[0].name
+        self.identity = self._read_identity(preprocessing)
+        self._check_shapes()
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.identity.dim
+
+    def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `Embedder.embed`."""
+        if self._session is None:
+            raise ModelError(f"{self._path}: the embedder is closed")
+        size = self.identity.preprocessing.size
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ModelError(
+                f"{self._path}: pixels are {pixels.dtype} of shape {pixels.shape}; expected uint8 "
+                f"(n, {size}, {size}, 3)"
+            )
+        if len(pixels) == 0:
+            return np.empty((0, self.dim), np.float32)
+        try:
+            result = self._session.run([self._output], {self._input: np.ascontiguousarray(pixels)})[0]
+        except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            raise self._run_error(error, len(pixels)) from error
+        embeddings = np.asarray(result, dtype=np.float32)
+        if embeddings.shape != (len(pixels), self.dim):
+            raise ModelError(
+                f"{self._path}: embeddings have shape {embeddings.shape}; expected ({len(pixels)}, {self.dim})"
+            )
+        norms = np.linalg.norm(embeddings, axis=1)
+        wrong = np.isfinite(norms) & (np.abs(norms - 1) > _NORM_TOLERANCE)
+        if wrong.any():
+            raise ModelError(
+                f"{self._path}: an embedding has length {norms[wrong][0]:.4g}; expected 1",
+                hint="L2 normalisation belongs inside the graph: export the model with it",
+            )
+        embeddings[~np.isfinite(norms)] = np.nan
+        return embeddings
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _open(self, kind: str, ordinal: int, available: list[str], threads: int, *, asked_auto: bool) -> Any:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Idle threads that spin take the cores that decoding could use.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        needed = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}.get(kind)
+        if needed and needed not in available:
+            raise DeviceError(
+                f"--device {kind}: this ONNX Runtime has no {needed} (it has {', '.join(available)})",
+                hint="pip uninstall onnxruntime && pip install 'geoinfer-toolkit[gpu]'; `geoinfer doctor` tells more",
+            )
+        try:
+            session = self._ort.InferenceSession(
+                str(self._path), sess_options=options, providers=_providers(kind, ordinal)
+            )
+        except Exception as error:
+            if kind != "cpu" and not _is_model_fault(error):
+                raise DeviceError(
+                    f"--device {self.device}: ONNX Runtime cannot use it: {_first_line(error)}",
+                    hint="`geoinfer doctor` shows the devices; --device cpu runs without one",
+                ) from error
+            raise ModelError(
+                f"{self._path}: not a model that ONNX Runtime can open: {_first_line(error)}",
+                hint="the file may be damaged or not ONNX at all: copy or export it again",
+            ) from error
+        # It falls back to the CPU without a word when a provider cannot start; the session knows what it got.
+        if needed and needed not in session.get_providers():
+            hint = "`geoinfer doctor` shows the devices; --device cpu runs without one"
+            chosen = "--device auto chose" if asked_auto else "--device asks for"
+            raise DeviceError(
+                f"{chosen} {self.device}, but {needed} did not start (no GPU, driver or CUDA?)", hint=hint
+            )
+        session.disable_fallback()
+        return session
+
+    def _check_session(self, kind: str) -> None:
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1:
+            raise ModelError(f"{self._path}: the model has {len(inputs)} inputs; expected one, uint8 pixels")
+        if inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
+            raise ModelError(
+                f"{self._path}: the input {inputs[0].name} is {inputs[0].type} {inputs[0].shape}; expected uint8 "
+                "(batch, size, size, 3), RGB",
+                hint="normalisation belongs inside the graph: export the model with `python -m export`",
+            )
+        if isinstance(inputs[0].shape[0], int):
+            raise ModelError(
+                f"{self._path}: the batch is fixed at {inputs[0].shape[0]}; expected a dynamic one",
+                hint="export the model with a dynamic batch dimension",
+            )
+        if len(outputs[0].shape) != 2 or outputs[0].type not in ("tensor(float)", "tensor(float16)"):
+            raise ModelError(
+                f"{self._path}: the output {outputs[0].name} is {outputs[0].type} {outputs[0].shape}; expected float "
+                "(batch, dim)"
+            )
+
+    def _read_identity(self, given: Preprocessing | None) -> EmbedderIdentity:
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        stored = metadata.get("geoinfer.preprocessing")
+        dim = self._session.get_outputs()[0].shape[1]
+        if not isinstance(dim, int):
+            try:
+                dim = int(metadata["geoinfer.dim"])
+            except (KeyError, ValueError):
+                raise ModelError(
+                    f"{self._path}: neither the graph nor the metadata says how long an embedding is"
+                ) from None
+        if stored is None:
+            if given is None:
+                raise ModelError(
+                    f"{self._path}: the model's metadata does not say which pixels it wants",
+                    hint="give --preprocessing size=224,resize=crop,interpolation=bicubic,mean=imagenet,std=imagenet "
+                    "with the values it was trained with",
+                )
+            return EmbedderIdentity(f"sha256:{self.fingerprint[:16]}", dim, given)
+        try:
+            preprocessing = Preprocessing.from_dict(json.loads(stored))
+            name = metadata["geoinfer.identity"]
+        except (KeyError, ValueError) as error:
+            raise ModelError(f"{self._path}: the model's geoinfer metadata is damaged: {error}") from error
+        if given is not None and given != preprocessing:
+            raise UsageError(
+                f"--preprocessing says {given}, but {self._path} was made for {preprocessing}",
+                hint="leave --preprocessing out: the model knows",
+            )
+        return EmbedderIdentity(name, dim, preprocessing)
+
+    def _check_shapes(self) -> None:
+        _, height, width, _ = self._session.get_inputs()[0].shape
+        size = self.identity.preprocessing.size
+        if (isinstance(height, int) and height != size) or (isinstance(width, int) and width != size):
+            raise ModelError(f"{self._path}: the graph takes {height} x {width} pixels, its preprocessing gives {size}")
+
+    def _run_error(self, error: Exception, count: int) -> GeoInferError:
+        text = _first_line(error)
+        if any(word in str(error).lower() for word in ("out of memory", "failed to allocate", "bad_alloc", "bfcarena")):
+            return DeviceError(
+                f"{self.device} ran out of memory on a batch of {count}", hint=f"try --batch-size {max(1, count // 2)}"
+            )
+        return ModelError(f"{self._path}: the model failed on a batch of {count}: {text}")
+
+
+def model_metadata(path: Path) -> dict[str, Any]:
+    """What `geoinfer info` prints of an ONNX model, whether geoinfer can use it or not.
+
+    Raises:
+        ModelError: it is not an ONNX model.
+    """
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(
+            f"{path}: not a model that ONNX Runtime can open: {_first_line(error)}",
+            hint="the file may be damaged or not ONNX at all: copy or export it again",
+        ) from error
+    meta = session.get_modelmeta()
+    return {
+        "producer": meta.producer_name,
+        "inputs": [(i.name, i.type, i.shape) for i in session.get_inputs()],
+        "outputs": [(o.name, o.type, o.shape) for o in session.get_outputs()],
+        "metadata": dict(sorted(meta.custom_metadata_map.items())),
+    }
+
+
+def _choose(available: list[str]) -> tuple[str, str]:
+    if "CUDAExecutionProvider" not in available:
+        return "cpu", "this ONNX Runtime has no CUDA provider"
+    if not _has_nvidia_gpu():
+        return "cpu", "ONNX Runtime has a CUDA provider, but no NVIDIA GPU was found"
+    return "cuda", "an NVIDIA GPU was found"
+
+
+def _has_nvidia_gpu() -> bool:
+    try:
+        import pynvml
+    except ImportError:
+        return os.path.exists("/dev/nvidia0")
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount()) > 0
+    except pynvml.NVMLError:
+        return False
+
+
+def _providers(kind: str, ordinal: int) -> list[Any]:
+    cpu = "CPUExecutionProvider"
+    cuda = ("CUDAExecutionProvider", {"device_id": ordinal, "arena_extend_strategy": "kSameAsRequested"})
+    if kind == "cpu":
+        return [cpu]
+    if kind == "cuda":
+        return [cuda, cpu]
+    return [("TensorrtExecutionProvider", {"device_id": ordinal}), cuda, cpu]
+
+
+def _is_model_fault(error: Exception) -> bool:
+    return type(error).__name__ in (
+        "InvalidProtobuf",
+        "InvalidGraph",
+        "NoModel",
+        "NoSuchFile",
+        "ModelRequiresCompilation",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    # "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from x failed:Protobuf parsing failed." to its last part.
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)[:300]
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error

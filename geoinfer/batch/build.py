@@ -1,0 +1,305 @@
+"""The index build: labelled photos in, a reference index out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD
+from geoinfer.batch.pipeline import Block, Pipeline
+from geoinfer.batch.rows import failed_row, path_fields
+from geoinfer.batch.writers import write_error_report
+from geoinfer.calibration import leave_one_out_errors_km
+from geoinfer.errors import ImageError, InputError, InterruptedRunError, OutputError
+from geoinfer.images import Source, decode_pixels, discover, gps_coordinates, read_image_file
+from geoinfer.images.near_duplicates import HASH_BYTES, perceptual_hash
+from geoinfer.index import References, open_index, write_index
+from geoinfer.labels import Label, LabelsFile, open_labels, read_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from geoinfer.backends import Embedder
+    from geoinfer.batch.predict import RunObserver
+
+_DIGEST_BYTES = 32
+_BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What an index build is told besides its embedder.
+
+    Attributes:
+        labels: a labels CSV, or a folder of photos whose EXIF carries GPS.
+        images: folder that the CSV's names are relative to.
+        output: the index's folder.
+        errors: the error report.
+        batch_size: photos that the model sees at once.
+        workers: CPU threads.
+        source: where the photos come from, for rows that do not say.
+        attribution: licence and author, for rows that do not say.
+        overwrite: replace an index that is there.
+    """
+
+    labels: Path
+    images: Path | None
+    output: Path
+    errors: Path
+    batch_size: int
+    workers: int
+    source: str = ""
+    attribution: str = ""
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSummary:
+    """What a build did.
+
+    Attributes:
+        layout: of the labels: `OSV-5M`, `Im2GPS`, `GeoCLIP`, `CSV` or `EXIF`.
+        inputs: photos that were named or found.
+        indexed: references in the index.
+        error: failed, listed in the error report.
+        skipped: photos without a position in their EXIF.
+        seconds: from the first photo to the index on the disk.
+        median_error_km: of locating the references by one another, with the default way of answering; None when there
+            are too few.
+        calibrated: whether radii from this index mean anything.
+    """
+
+    layout: str
+    inputs: int
+    indexed: int
+    error: int
+    skipped: int
+    seconds: float
+    median_error_km: float | None
+    calibrated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Labelled(Source):
+    """An input with its label; without one, its position is looked for in its EXIF."""
+
+    label: Label | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    latitude: float
+    longitude: float
+    content_sha256: bytes
+    perceptual_hash: NDArray[np.uint8]
+
+
+def run_build(embedder: Embedder, options: BuildOptions, observer: RunObserver) -> BuildSummary:
+    """Embeds every labelled photo and writes the index and the error report.
+
+    Raises:
+        InputError: the labels or photos are missing, or no photo could be indexed.
+        LabelsError: the CSV lacks a column.
+        OutputError: the output exists and `overwrite` is not set, or cannot be written.
+        InterruptedRunError: Ctrl-C; nothing is written.
+    """
+    check_build(options)
+    labels = None if options.labels.is_dir() else open_labels(options.labels, options.images)
+    started = time.perf_counter()
+    builder = _Builder(options)
+    observer.started(0, 0)
+    try:
+        with Pipeline(
+            _sources(options, labels),
+            embedder,
+            builder.prepare(embedder),
+            builder.finish,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            block_batches=max(1, _BLOCK // options.batch_size),
+            on_progress=observer.progressed,
+        ) as pipeline:
+            for block in pipeline:
+                builder.collect(block)
+        observer.writing()
+        _write_report(options, builder)
+        if not builder.ids:
+            raise InputError(f"{options.labels}: {_why_empty(builder, labels)}", hint=_empty_hint(options, builder))
+        _write(options, builder, embedder)
+    except KeyboardInterrupt:
+        raise InterruptedRunError("interrupted; no index was written") from None
+    stored = open_index(options.output)
+    errors = leave_one_out_errors_km(stored.leave_one_out, stored.references.coordinates, DEFAULT_METHOD, DEFAULT_K)
+    return BuildSummary(
+        layout="EXIF" if labels is None else labels.layout,
+        inputs=builder.inputs,
+        indexed=len(builder.ids),
+        error=builder.error,
+        skipped=builder.skipped,
+        seconds=time.perf_counter() - started,
+        median_error_km=float(np.median(errors)) if len(errors) else None,
+        calibrated=len(errors) >= 2 * 9,
+    )
+
+
+class _Builder:
+    """Collects what the pipeline delivers. Embeddings stay in the blocks' own arrays until they are joined once."""
+
+    def __init__(self, options: BuildOptions) -> None:
+        self._options = options
+        self.inputs = self.error = self.skipped = 0
+        self.ids: list[str] = []
+        self.failed: list[dict[str, Any]] = []
+        self._sources: list[str] = []
+        self._attributions: list[str] = []
+        self._coordinates: list[tuple[float, float]] = []
+        self._digests: list[bytes] = []
+        self._hashes: list[bytes] = []
+        self._embeddings: list[NDArray[np.float32]] = []
+
+    def prepare(self, embedder: Embedder) -> Any:
+        preprocessing = embedder.identity.preprocessing
+
+        def prepare(source: Source, pixels: NDArray[np.uint8]) -> _Details:
+            assert isinstance(source, _Labelled)
+            data, kind = read_image_file(source.path)
+            if source.label is not None:
+                position: tuple[float, float] | None = (source.label.latitude, source.label.longitude)
+            else:
+                position = gps_coordinates(data, kind)
+            if position is None:
+                raise ImageError(
+                    "labels", "no_gps", "the photo's EXIF holds no position", size_bytes=len(data), status="skipped"
+                )
+            pixels[...] = decode_pixels(data, kind, preprocessing)
+            return _Details(*position, hashlib.sha256(data).digest(), perceptual_hash(pixels))
+
+        return prepare
+
+    @staticmethod
+    def finish(block: Block[_Details, bool]) -> bool:
+        del block
+        return True
+
+    def collect(self, block: Block[_Details, bool]) -> None:
+        self.inputs += len(block.sources)
+        for offset in sorted(block.failures):
+            row = failed_row(block.sources[offset].path, block.failures[offset])
+            if row["status"] == "error":
+                self.error += 1
+                self.failed.append(row)
+            else:
+                self.skipped += 1
+        self._embeddings.append(block.embeddings)
+        for offset in block.located:
+            source, details = block.sources[offset], block.details[offset]
+            assert isinstance(source, _Labelled)
+            label = source.label
+            self.ids.append(label.id if label else self._relative(source.path))
+            self._sources.append((label.source if label else "") or self._options.source)
+            self._attributions.append((label.attribution if label else "") or self._options.attribution)
+            self._coordinates.append((details.latitude, details.longitude))
+            self._digests.append(details.content_sha256)
+            self._hashes.append(details.perceptual_hash.tobytes())
+
+    def references(self) -> References:
+        return References(
+            ids=self.ids,
+            coordinates=np.array(self._coordinates, np.float64).reshape(-1, 2),
+            sources=self._sources,
+            attributions=self._attributions,
+            content_sha256=np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST_BYTES),
+            perceptual_hashes=np.frombuffer(b"".join(self._hashes), np.uint8).reshape(-1, HASH_BYTES),
+        )
+
+    def embeddings(self) -> NDArray[np.float32]:
+        return np.concatenate(self._embeddings)
+
+    def _relative(self, path: bytes) -> str:
+        return path_fields(os.path.relpath(path, os.fsencode(self._options.labels)))["path"]
+
+
+def _sources(options: BuildOptions, labels: LabelsFile | None) -> Iterator[Source]:
+    if labels is None:
+        for source in discover([os.fspath(options.labels)]):
+            yield _Labelled(source.path, source.problem)
+        return
+    for label in read_labels(labels):
+        yield _Labelled(label.path, label.problem, label)
+
+
+def check_build(options: BuildOptions) -> None:
+    """Raises InputError or OutputError for what can be known before a model is opened."""
+    output = options.output
+    if not options.labels.exists():
+        raise InputError(
+            f"{options.labels}: there is no such file or folder",
+            hint="give a CSV of paths and coordinates, or a folder of photos with GPS in their EXIF",
+        )
+    if options.labels.is_dir() and options.images is not None:
+        raise InputError("--images is for a CSV; with a folder the photos are the folder's own")
+    if output.exists() and not options.overwrite:
+        raise OutputError(f"{output}: exists already", hint="choose another --output, or --overwrite to replace it")
+    if output.exists() and not (output / "manifest.json").is_file():
+        raise OutputError(f"{output}: exists and is not an index, so it is not overwritten")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        probe = output.with_name(output.name + ".tmp")
+        probe.mkdir(exist_ok=True)
+        probe.rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"{output}: cannot be written here: {(error.strerror or str(error)).lower()}",
+            hint="choose another --output",
+        ) from error
+
+
+def _write_report(options: BuildOptions, builder: _Builder) -> None:
+    try:
+        if builder.failed:
+            write_error_report(options.errors, builder.failed)
+        else:
+            options.errors.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{options.errors}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+
+
+def _write(options: BuildOptions, builder: _Builder, embedder: Embedder) -> None:
+    output = options.output
+    if not output.exists():
+        write_index(output, builder.embeddings(), builder.references(), embedder.identity)
+        return
+    # The old index is moved aside, not deleted, until the new one is whole.
+    old = output.with_name(output.name + ".old")
+    output.replace(old)
+    try:
+        write_index(output, builder.embeddings(), builder.references(), embedder.identity)
+    except BaseException:
+        old.replace(output)
+        raise
+    import shutil
+
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _why_empty(builder: _Builder, labels: LabelsFile | None) -> str:
+    if builder.inputs == 0:
+        return "no photos in this folder" if labels is None else "the CSV has no rows"
+    if labels is None and builder.skipped == builder.inputs:
+        return f"none of the {builder.inputs} photos has a position in its EXIF"
+    return f"none of the {builder.inputs} photos could be indexed"
+
+
+def _empty_hint(options: BuildOptions, builder: _Builder) -> str:
+    if builder.failed:
+        first = builder.failed[0]
+        return f"the first failure: {first['path']}: {first['error']}; all of them are in {options.errors}"
+    return "give a CSV of paths and coordinates, or photos with GPS in their EXIF"

@@ -1,0 +1,299 @@
+"""The run ledger: what of a run is safely on the disk, so that the same command goes on where it stopped.
+
+While a run is under way, `<output>.run/` holds
+
+    lock              held by the process that writes
+    ledger.jsonl      first the fingerprint of the run, then one line for each part that is safe
+    part-000000.jsonl rows, written aside, synced, renamed, and only then entered in the ledger
+
+When all inputs are done, the output and the error report are made from the parts, `<output>.run.json` records how, and
+the folder goes. A kill at any moment loses at most what was not yet in a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from geoinfer.errors import OutputError, UsageError
+from geoinfer.integrity import atomic_file, canonical_json, sync_folder, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two runs on one output are then the user's own affair
+    fcntl = None  # type: ignore[assignment]
+_LOCKS: Final = fcntl is not None
+
+_LEDGER: Final = "ledger.jsonl"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows that are safe.
+
+    Attributes:
+        number: of the part, from 0.
+        inputs: how many.
+        counts: status to number of rows.
+        digest: of all inputs' paths up to the end of this part, see `InputDigest`.
+    """
+
+    number: int
+    inputs: int
+    counts: dict[str, int]
+    digest: str
+
+
+class InputDigest:
+    """Names a sequence of inputs, so that a resumed run notices when the inputs are others than before."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.count = 0
+
+    def add(self, path: bytes) -> None:
+        """Appends one input."""
+        self._hash.update(len(path).to_bytes(4, "big") + path)
+        self.count += 1
+
+    @property
+    def value(self) -> str:
+        """32 hexadecimal digits for the inputs so far."""
+        return self._hash.hexdigest()[:32]
+
+
+class RunLedger:
+    """Commits the rows of one run and knows which are safe. A context manager that holds the run's lock."""
+
+    def __init__(self, output: Path, fingerprint: dict[str, Any]) -> None:
+        """Does not touch the disk; `open` does.
+
+        Args:
+            output: the file that the run is for.
+            fingerprint: everything that decides what the rows say; a run can only be resumed with the same one.
+        """
+        self.output = output
+        self.folder = output.with_name(output.name + ".run")
+        self.record_path = output.with_name(output.name + ".run.json")
+        self.fingerprint = fingerprint
+        self.parts: list[Part] = []
+        self._lock: BinaryIO | None = None
+
+    def open(self, *, restart: bool) -> None:
+        """Takes the lock and reads what is safe already.
+
+        Args:
+            restart: forget an earlier run and replace its output.
+
+        Raises:
+            OutputError: the folder cannot be written, another process writes this output, or the output exists and
+                no run of geoinfer made it.
+            UsageError: an earlier run had another fingerprint; the message names the field.
+        """
+        try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            if self.output.is_dir():
+                raise OutputError(f"{self.output}: is a folder", hint="--output names a file")
+            had_folder = self.folder.is_dir()
+            self.folder.mkdir(exist_ok=True)
+            self._take_lock()
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(
+                f"{self.output}: cannot be written here: {(error.strerror or str(error)).lower()}",
+                hint="choose another --output",
+            ) from error
+        try:
+            self._begin(restart=restart)
+        except BaseException:
+            if not had_folder:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.close()
+            raise
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs are safe."""
+        return sum(part.inputs for part in self.parts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows that are safe, by status."""
+        total = {"ok": 0, "error": 0, "skipped": 0}
+        for part in self.parts:
+            for status, count in part.counts.items():
+                total[status] += count
+        return total
+
+    def finished_run(self) -> dict[str, Any] | None:
+        """The record of an earlier run that ended and whose output is still there, else None."""
+        try:
+            record = json.loads(self.record_path.read_bytes())
+            size = self.output.stat().st_size
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) and record.get("output_bytes") == size else None
+
+    def commit(self, rows: list[Row], digest: str) -> None:
+        """Makes rows safe: written aside, synced, renamed, then entered.
+
+        Raises:
+            OSError: the disk is full, say; nothing that was safe is lost.
+        """
+        number = len(self.parts)
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[row["status"]] = counts.get(row["status"], 0) + 1
+        with atomic_file(self._part_path(number)) as file:
+            for row in rows:
+                file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        part = Part(number, len(rows), counts, digest)
+        self._append({"part": part.number, "inputs": part.inputs, "counts": part.counts, "digest": part.digest})
+        self.parts.append(part)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows that are safe, in input order."""
+        for part in self.parts:
+            with self._part_path(part.number).open("rb") as file:
+                for line in file:
+                    yield json.loads(line)
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Writes the record of a run whose output is complete, and clears away what is no longer needed."""
+        write_json(
+            self.record_path, record | {"fingerprint": self.fingerprint, "output_bytes": self.output.stat().st_size}
+        )
+        self.discard()
+
+    def discard(self) -> None:
+        """Clears the folder of a run that has nothing in it worth keeping."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunLedger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _part_path(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.jsonl"
+
+    def _take_lock(self) -> None:
+        self._lock = (self.folder / "lock").open("a+b")
+        if not _LOCKS:
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            holder = self._lock.read(64).decode(errors="replace").strip() or "another process"
+            self._lock.close()
+            self._lock = None
+            raise OutputError(
+                f"{self.output}: {holder} is writing it", hint="wait for it, stop it, or choose another --output"
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()}\n".encode())
+        self._lock.flush()
+
+    def _begin(self, *, restart: bool) -> None:
+        if restart:
+            self._forget()
+        header, self.parts = self._read()
+        if header is not None:
+            self._check_fingerprint(header, f"{self.output}: an unfinished run is there, made with")
+            return
+        finished = self.finished_run()
+        if finished is not None:
+            self._check_fingerprint(finished.get("fingerprint"), f"{self.output}: a finished run is there, made with")
+        elif self.output.exists():
+            raise OutputError(
+                f"{self.output}: exists already, and is not the unchanged output of an earlier run",
+                hint="choose another --output, or --restart to replace it",
+            )
+        if finished is None:
+            self._append({"fingerprint": self.fingerprint})
+
+    def _forget(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+        for path in (self.record_path, self.output):
+            path.unlink(missing_ok=True)
+
+    def _check_fingerprint(self, stored: Any, sentence: str) -> None:
+        stored = stored if isinstance(stored, dict) else {}
+        for name in sorted({*stored, *self.fingerprint}):
+            before, now = stored.get(name), self.fingerprint.get(name)
+            if canonical_json(before) != canonical_json(now):
+                raise UsageError(
+                    f"{sentence} another {name} ({_short(before)}; now {_short(now)})",
+                    hint="repeat the command as it was, choose another --output, or --restart to begin anew",
+                )
+
+    def _read(self) -> tuple[dict[str, Any] | None, list[Part]]:
+        """The ledger's header and parts; a line that a crash cut short, and what follows it, never happened."""
+        header: dict[str, Any] | None = None
+        parts: list[Part] = []
+        path = self.folder / _LEDGER
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None, []
+        good = 0
+        for line in content.splitlines(keepends=True):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+                if header is None:
+                    header = entry["fingerprint"]  # type: ignore[index]
+                else:
+                    part = Part(entry["part"], entry["inputs"], entry["counts"], entry["digest"])  # type: ignore[index]
+                    if part.number != len(parts) or not self._part_path(part.number).is_file():
+                        break
+                    parts.append(part)
+            except (ValueError, KeyError, TypeError):
+                break
+            good += len(line)
+        if good < len(content):
+            with path.open("r+b") as file:
+                file.truncate(good)
+        return header, parts
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        path = self.folder / _LEDGER
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("ab") as file:
+                file.write((canonical_json(entry) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            # Half a line would hide every later one.
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
+        sync_folder(self.folder)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else canonical_json(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,384 @@
+"""The predict run: photos in, one row each in a file, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import geoinfer
+from geoinfer.batch.ledger import InputDigest, RunLedger
+from geoinfer.batch.pipeline import Block, Pipeline
+from geoinfer.batch.rows import ESTIMATED, failed_row, ok_row
+from geoinfer.batch.writers import WITH_CANDIDATES, format_of, write_error_report, write_rows
+from geoinfer.errors import InputError, InterruptedRunError, OutputError, UsageError
+from geoinfer.images import Source, check_sources, discover, load_pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from geoinfer.geolocator import Geolocator
+
+# A part is made safe when either is reached, always at the end of a block.
+_COMMIT_ROWS: Final = 4096
+_COMMIT_SECONDS: Final = 5.0
+
+CPU_BATCH: Final = 1
+"""On a CPU several single-threaded calls on one photo each beat one call on many (benchmarks/results)."""
+GPU_BATCH: Final = 64
+
+# Inputs that are searched for and delivered together: enough for BLAS to be worth its start; more where the index is
+# so large that reading it once for many queries decides the speed.
+_BLOCK: Final = 32
+_BLOCK_LARGE_INDEX: Final = 256
+_LARGE_INDEX_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of several equal shares of the inputs, chosen by a hash of each path: no process need know of the others.
+
+    Attributes:
+        number: from 1.
+        of: how many there are.
+    """
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From `I/N`, as in `2/8`.
+
+        Raises:
+            UsageError: anything else, or I outside 1 to N.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, as in 2/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def holds(self, path: bytes) -> bool:
+        """Whether an input is in this share."""
+        digest = hashlib.blake2b(path, digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.of == self.number - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorLimit:
+    """How many inputs may fail before the exit code says so.
+
+    Attributes:
+        value: a count, or a percentage of the inputs.
+        percent: whether it is one.
+    """
+
+    value: float = 0.0
+    percent: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> ErrorLimit:
+        """From `12` or `0.5%`.
+
+        Raises:
+            UsageError: anything else.
+        """
+        match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text.strip())
+        if match is None or (match[2] and float(match[2]) > 100):
+            raise UsageError(f"--max-errors {text}: expected a count, as in 10, or a percentage, as in 0.5%")
+        return cls(float(match[1] or match[2]), percent=match[2] is not None)
+
+    def exceeded(self, errors: int, inputs: int) -> bool:
+        """Whether `errors` of `inputs` are too many."""
+        return errors > (self.value * inputs / 100 if self.percent else self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """What a predict run is told besides its `Geolocator`.
+
+    Attributes:
+        sources: see `geoinfer.images.discover`.
+        output: the result; its suffix is its format.
+        errors: the error report.
+        batch_size: photos that the model sees at once.
+        workers: CPU threads.
+        top: candidates kept of each answer, in the formats that have room for them.
+        shard: do only this share of the inputs.
+        restart: forget an earlier run and replace its output.
+    """
+
+    sources: tuple[str, ...]
+    output: Path
+    errors: Path
+    batch_size: int
+    workers: int
+    top: int = 5
+    shard: Shard | None = None
+    restart: bool = False
+
+
+@dataclass(slots=True)
+class PredictSummary:
+    """What a run did.
+
+    Attributes:
+        inputs: all of them: `ok` + `error` + `skipped`.
+        ok: located.
+        error: failed, listed in the error report.
+        skipped: left out on purpose.
+        resumed: inputs that an earlier run had done already.
+        seconds: of this run, from the first photo to the last row written.
+        already_finished: nothing was left to do.
+        stage_seconds: thread time by stage.
+    """
+
+    inputs: int
+    ok: int
+    error: int
+    skipped: int
+    resumed: int
+    seconds: float
+    already_finished: bool = False
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the inputs that this run did itself."""
+        return (self.inputs - self.resumed) / self.seconds if self.seconds > 0 else 0.0
+
+
+class RunObserver(Protocol):
+    """Is told how a run goes; rendering is somebody else's job."""
+
+    def started(self, resumed: int, failed: int) -> None:
+        """The pipeline starts; so many inputs are done already, and so many of them failed."""
+
+    def progressed(self, inputs: int, failed: int) -> None:
+        """So many more inputs are done, of which so many failed; called from many threads."""
+
+    def writing(self) -> None:
+        """All inputs are done; the output is being written."""
+
+
+def run_predict(geolocator: Geolocator, options: PredictOptions, observer: RunObserver) -> PredictSummary:
+    """Locates every input and writes the result and the error report.
+
+    Raises:
+        InputError: an argument names nothing, or all of them together hold no photo.
+        OutputError, UsageError: see `RunLedger.open`.
+        InterruptedRunError: Ctrl-C, or the disk filled up; what was done is safe and the same call resumes.
+        GeoInferError: the model failed.
+    """
+    format_of(options.output)
+    check_sources(options.sources)
+    if options.errors.absolute() == options.output.absolute():
+        raise UsageError(f"--errors {options.errors}: is the output itself", hint="choose another file")
+    with RunLedger(options.output, _fingerprint(geolocator, options)) as ledger:
+        ledger.open(restart=options.restart)
+        finished = ledger.finished_run() if not ledger.parts else None
+        if finished is not None:
+            return _already_finished(options, finished, ledger)
+        return _run(geolocator, options, observer, ledger)
+
+
+def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver, ledger: RunLedger) -> PredictSummary:
+    inputs = _Inputs(options)
+    resumed, digest = ledger.inputs, InputDigest()
+    started = last_commit = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    try:
+        _skip_done(inputs, ledger, digest, options.output)
+        observer.started(resumed, ledger.counts["error"])
+        with _pipeline(geolocator, options, inputs, resumed, observer) as pipeline:
+            for block in pipeline:
+                assert block.answer is not None
+                assert len(block.answer) == len(block.sources)
+                rows += block.answer
+                for source in block.sources:
+                    digest.add(source.path)
+                if len(rows) >= _COMMIT_ROWS or time.perf_counter() - last_commit >= _COMMIT_SECONDS:
+                    ledger.commit(rows, digest.value)
+                    rows, last_commit = [], time.perf_counter()
+        times = pipeline.times
+        if rows:
+            ledger.commit(rows, digest.value)
+            rows = []
+        if inputs.seen == 0:
+            raise InputError(
+                f"no photos found in {', '.join(options.sources)}",
+                hint="folders are searched for files with an image's suffix, hidden ones left out",
+            )
+        observer.writing()
+        write_rows(options.output, ledger.rows())
+        write_error_report(options.errors, ledger.rows())
+        counts = ledger.counts
+        summary = PredictSummary(
+            inputs=ledger.inputs,
+            resumed=resumed,
+            seconds=time.perf_counter() - started,
+            ok=counts["ok"],
+            error=counts["error"],
+            skipped=counts["skipped"],
+            stage_seconds={"read and decode": times.prepare, "embed": times.embed, "search": times.finish},
+        )
+        assert summary.inputs == digest.count == summary.ok + summary.error + summary.skipped
+        ledger.finish(run_record(geolocator, summary, digest.value))
+    except KeyboardInterrupt:
+        # What is finished but not yet in a part need not be lost.
+        with contextlib.suppress(OSError):
+            if rows:
+                ledger.commit(rows, digest.value)
+        raise InterruptedRunError(
+            f"interrupted; {ledger.inputs} inputs are done and safe in {ledger.folder}",
+            hint="the same command goes on from there; add --restart to begin anew",
+        ) from None
+    except InputError:
+        if ledger.inputs == 0:
+            ledger.discard()
+        raise
+    except OutputError:
+        raise
+    except OSError as error:
+        if isinstance(error, InterruptedRunError):
+            raise
+        raise InterruptedRunError(
+            f"{options.output}: cannot be written: {(error.strerror or str(error)).lower()}; {ledger.inputs} inputs "
+            f"are done and safe in {ledger.folder}",
+            hint="make room, then the same command goes on from there",
+        ) from error
+    return summary
+
+
+def _pipeline(
+    geolocator: Geolocator, options: PredictOptions, inputs: _Inputs, first: int, observer: RunObserver
+) -> Pipeline[None, list[dict[str, Any]]]:
+    embedder, index = geolocator.embedder, geolocator.index.index
+    preprocessing = embedder.identity.preprocessing
+    top = options.top if format_of(options.output) in WITH_CANDIDATES else 0
+    # On a CPU the pipeline's own threads fill the cores; a search that spread out would only get in their way.
+    threads = 1 if embedder.device == "cpu" else 0
+    large = index.size * index.dim * 4 >= _LARGE_INDEX_BYTES
+    block_size = _BLOCK_LARGE_INDEX if large else _BLOCK
+
+    def prepare(source: Source, pixels: NDArray[np.uint8]) -> None:
+        pixels[...] = load_pixels(source.path, preprocessing)
+
+    def finish(block: Block[None, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        located = geolocator.locate_embeddings(block.embeddings, top=top, threads=threads)
+        rows = {offset: failed_row(block.sources[offset].path, failure) for offset, failure in block.failures.items()}
+        for row, offset in enumerate(block.located):
+            rows[offset] = ok_row(
+                block.sources[offset].path,
+                latitude=float(located.coordinates[row, 0]),
+                longitude=float(located.coordinates[row, 1]),
+                radius_km=float(located.radius_km[row]),
+                score=float(located.scores[row]),
+                top1_similarity=float(located.similarities[row, 0]),
+                candidates=geolocator.candidates(located, row, top),
+            )
+        return [rows[offset] for offset in range(len(block.sources))]
+
+    return Pipeline(
+        iter(inputs),
+        embedder,
+        prepare,
+        finish,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        block_batches=max(1, -(-block_size // options.batch_size)),
+        first=first,
+        on_progress=observer.progressed,
+    )
+
+
+class _Inputs:
+    """The run's inputs, once through; counts those that were there before a shard was taken."""
+
+    def __init__(self, options: PredictOptions) -> None:
+        self.seen = 0
+        self._iterator = self._generate(options)
+
+    def __iter__(self) -> Iterator[Source]:
+        return self._iterator
+
+    def _generate(self, options: PredictOptions) -> Iterator[Source]:
+        for source in discover(options.sources):
+            self.seen += 1
+            if options.shard is None or options.shard.holds(source.path):
+                yield source
+
+
+def _skip_done(inputs: Iterable[Source], ledger: RunLedger, digest: InputDigest, output: Path) -> None:
+    """Advances over the inputs that are safe already, and makes sure that they are the same as then."""
+    iterator = iter(inputs)
+    for part in ledger.parts:
+        for _ in range(part.inputs):
+            source = next(iterator, None)
+            if source is None:
+                break
+            digest.add(source.path)
+        if digest.value != part.digest:
+            raise UsageError(
+                f"{output}: an unfinished run is there, made with other inputs (files came, went or changed order)",
+                hint="choose another --output, or --restart to begin anew",
+            )
+
+
+def _already_finished(options: PredictOptions, record: dict[str, Any], ledger: RunLedger) -> PredictSummary:
+    digest = InputDigest()
+    for source in _Inputs(options):
+        digest.add(source.path)
+    if digest.value != record.get("inputs_digest"):
+        raise UsageError(
+            f"{options.output}: a finished run is there, of other inputs ({record.get('inputs')} then, "
+            f"{digest.count} now)",
+            hint="choose another --output, or --restart to replace it",
+        )
+    ledger.discard()
+    return PredictSummary(
+        inputs=record["inputs"],
+        ok=record["ok"],
+        error=record["error"],
+        skipped=record["skipped"],
+        resumed=record["inputs"],
+        seconds=0.0,
+        already_finished=True,
+    )
+
+
+def _fingerprint(geolocator: Geolocator, options: PredictOptions) -> dict[str, Any]:
+    """Everything that decides what the rows say. Threads and batch sizes do not."""
+    embedder = geolocator.embedder
+    return {
+        "geoinfer": geoinfer.__version__,
+        "engine": embedder.identity.name,
+        "engine file": embedder.fingerprint,
+        "preprocessing": embedder.identity.preprocessing.as_dict(),
+        "index": geolocator.index.manifest.fingerprint,
+        "device": embedder.device.partition(":")[0],
+        "--k": geolocator.k,
+        "--aggregate": geolocator.method,
+        "--top": options.top if format_of(options.output) in WITH_CANDIDATES else None,
+        "--shard": None if options.shard is None else f"{options.shard.number}/{options.shard.of}",
+    }
+
+
+def run_record(geolocator: Geolocator, summary: PredictSummary, inputs_digest: str) -> dict[str, Any]:
+    """What `<output>.run.json` keeps of a finished run: how the locations were made, and that they are estimates."""
+    return {
+        "location_type": ESTIMATED,
+        "notice": geolocator.notice,
+        "inputs": summary.inputs,
+        "ok": summary.ok,
+        "error": summary.error,
+        "skipped": summary.skipped,
+        "inputs_digest": inputs_digest,
+    }

@@ -1,0 +1,117 @@
+"""The rows of a result: one for each input, whatever happened to it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+if TYPE_CHECKING:
+    from geoinfer.errors import ImageError
+    from geoinfer.geolocator import Candidate
+
+COLUMNS: Final = (
+    "path",
+    "status",
+    "latitude",
+    "longitude",
+    "radius_km",
+    "score",
+    "top1_similarity",
+    "error",
+    "location_type",
+    "path_bytes",
+)
+"""Columns of a result, in this order."""
+
+ERROR_COLUMNS: Final = ("path", "stage", "code", "message", "size_bytes", "path_bytes")
+"""Columns of an error report, in this order."""
+
+ESTIMATED: Final = "estimated"
+"""`location_type` of every location that geoinfer writes, so that none is ever taken for a measured one."""
+
+
+def path_fields(path: bytes) -> dict[str, str]:
+    """A path as text that any reader takes, and a way back to its bytes where they are not UTF-8.
+
+    Returns:
+        `path`: the path itself, or with `\\xE9` where a byte is not UTF-8; `path_bytes`: empty, or the bytes
+        percent-encoded, from which `path_of` makes the path again.
+    """
+    try:
+        return {"path": path.decode(), "path_bytes": ""}
+    except UnicodeDecodeError:
+        return {"path": path.decode(errors="backslashreplace"), "path_bytes": quote_from_bytes(path, safe="/")}
+
+
+def path_of(row: dict[str, Any]) -> bytes:
+    """The path that a row of a result speaks of; the inverse of `path_fields`."""
+    return unquote_to_bytes(row["path_bytes"]) if row.get("path_bytes") else os.fsencode(row["path"])
+
+
+def ok_row(
+    path: bytes,
+    *,
+    latitude: float,
+    longitude: float,
+    radius_km: float,
+    score: float,
+    top1_similarity: float,
+    candidates: tuple[Candidate, ...] = (),
+) -> dict[str, Any]:
+    """The row of a located photo. Rounded here, once, so that every format shows the same numbers."""
+    row: dict[str, Any] = path_fields(path) | {
+        "status": "ok",
+        "latitude": _degrees(latitude),
+        "longitude": _degrees(longitude),
+        "radius_km": round(radius_km, 3),
+        "score": round(score, 6),
+        "top1_similarity": round(top1_similarity, 6),
+        "error": "",
+        "location_type": ESTIMATED,
+    }
+    if candidates:
+        row["candidates"] = [
+            {
+                "reference": candidate.reference,
+                "latitude": _degrees(candidate.latitude),
+                "longitude": _degrees(candidate.longitude),
+                "similarity": round(candidate.similarity, 6),
+                "source": candidate.source,
+            }
+            for candidate in candidates
+        ]
+    return row
+
+
+def failed_row(path: bytes, failure: ImageError) -> dict[str, Any]:
+    """The row of an input that was not located; `_failure` is for the error report."""
+    return path_fields(path) | {
+        "status": failure.status,
+        "latitude": None,
+        "longitude": None,
+        "radius_km": None,
+        "score": None,
+        "top1_similarity": None,
+        "error": str(failure),
+        "location_type": "",
+        "_failure": {"stage": failure.stage, "code": failure.code, "size_bytes": failure.size_bytes},
+    }
+
+
+def error_report_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A failed row as the error report shows it."""
+    failure = row["_failure"]
+    return {
+        "path": row["path"],
+        "stage": failure["stage"],
+        "code": failure["code"],
+        "message": row["error"],
+        "size_bytes": "" if failure["size_bytes"] < 0 else failure["size_bytes"],
+        "path_bytes": row["path_bytes"],
+    }
+
+
+def _degrees(value: float) -> float:
+    # Six decimals are a tenth of a metre; adding zero turns -0.0 into 0.0.
+    return round(value, 6) + 0.0

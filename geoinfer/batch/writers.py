@@ -1,0 +1,122 @@
+"""Rows to files: CSV, JSON Lines, Parquet and GeoJSON, streamed, each appearing whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS, error_report_row
+from geoinfer.errors import UsageError
+from geoinfer.integrity import atomic_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+Row = dict[str, Any]
+
+FORMATS: Final = (".csv", ".jsonl", ".parquet", ".geojson")
+WITH_CANDIDATES: Final = (".jsonl", ".parquet")
+"""The formats that have room for the candidates of an answer."""
+
+# Row groups of a fixed size: the bytes must not depend on where a run was interrupted.
+_ROW_GROUP: Final = 65_536
+
+
+def format_of(path: Path) -> str:
+    """The suffix that says how to write `path`.
+
+    Raises:
+        UsageError: it is none of those known.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise UsageError(
+            f"--output {path}: the suffix {suffix or '(none)'} is no known format", hint=f"use {', '.join(FORMATS)}"
+        )
+    return suffix
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes all rows in the format that the suffix names."""
+    {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet, ".geojson": _write_geojson}[
+        format_of(path)
+    ](path, rows)
+
+
+def write_error_report(path: Path, rows: Iterable[Row]) -> None:
+    """Writes the rows with status `error` as a CSV; only a header when there are none."""
+    failed = (error_report_row(row) for row in rows if row["status"] == "error")
+    _write_table(path, ERROR_COLUMNS, failed)
+
+
+def _write_csv(path: Path, rows: Iterable[Row]) -> None:
+    _write_table(path, COLUMNS, rows)
+
+
+def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Row]) -> None:
+    with atomic_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(row)
+        text.flush()
+        text.detach()
+
+
+def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    with atomic_file(path) as file:
+        for row in rows:
+            file.write((json.dumps(_ordered(row), ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _ordered(row: Row) -> Row:
+    ordered = {column: row[column] for column in COLUMNS}
+    ordered["candidates"] = row.get("candidates", [])
+    return ordered
+
+
+def _write_geojson(path: Path, rows: Iterable[Row]) -> None:
+    """RFC 7946: positions are [longitude, latitude]; an input without a location is a feature without a geometry."""
+    with atomic_file(path) as file:
+        file.write(b'{"type": "FeatureCollection", "features": [')
+        separator = b"\n"
+        for row in rows:
+            geometry = None
+            if row["status"] == "ok":
+                geometry = {"type": "Point", "coordinates": [row["longitude"], row["latitude"]]}
+            feature = {
+                "type": "Feature",
+                "geometry": geometry,
+                "properties": {column: row[column] for column in COLUMNS},
+            }
+            file.write(separator + json.dumps(feature, ensure_ascii=False, allow_nan=False).encode())
+            separator = b",\n"
+        file.write(b"\n]}\n")
+
+
+def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number, text = pa.float64(), pa.string()
+    candidate = pa.struct(
+        [("reference", text), ("latitude", number), ("longitude", number), ("similarity", number), ("source", text)]
+    )
+    numeric = ("latitude", "longitude", "radius_km", "score", "top1_similarity")
+    schema = pa.schema(
+        [(column, number if column in numeric else text) for column in COLUMNS] + [("candidates", pa.list_(candidate))]
+    )
+    with atomic_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for group in _groups(rows):
+            writer.write_table(pa.Table.from_pylist([_ordered(row) for row in group], schema), _ROW_GROUP)
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    iterator = iter(rows)
+    while group := list(itertools.islice(iterator, _ROW_GROUP)):
+        yield group

@@ -1,0 +1,93 @@
+"""The `geoinfer` command. One module a sub-command; each imports what is heavy only when it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import geoinfer
+from geoinfer.cli import doctor, index, info, predict
+from geoinfer.errors import EXIT_INTERRUPTED, GeoInferError
+
+EXIT_BUG = 70
+"""An error that geoinfer did not foresee (EX_SOFTWARE of sysexits.h)."""
+
+app = typer.Typer(
+    name="geoinfer",
+    help="Tell where photos were taken, from their pixels alone.",
+    epilog="Start with: geoinfer predict ./photos",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"geoinfer {geoinfer.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("predict")(predict.predict)
+app.command("info")(info.info)
+app.command("doctor")(doctor.doctor)
+app.add_typer(index.app, name="index")
+
+
+def main() -> NoReturn:
+    """Runs the command; every error becomes one or two lines and an exit code, never a traceback."""
+    # Names that are not UTF-8 must be printable, and must not end a run that is otherwise fine.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(standalone_mode=True)
+    except GeoInferError as error:
+        _fail(str(error), error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", "", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output went away. Python would complain about it once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("GEOINFER_DEBUG"):
+            raise
+        text = " ".join(str(error).split())[:500]
+        _fail(
+            f"unexpected {type(error).__name__}: {text}",
+            "this is a fault of geoinfer: please report it with the output of GEOINFER_DEBUG=1 and this command",
+            EXIT_BUG,
+        )
+    _exit(0)
+
+
+def _interrupt(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    print(f"geoinfer: {message}", file=sys.stderr)  # noqa: T201
+    if hint:
+        print(f"  {hint}", file=sys.stderr)  # noqa: T201
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    raise SystemExit(code)

@@ -1,0 +1,136 @@
+"""What a run shows while it goes on: a live bar on a terminal, a plain line now and then elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PLAIN_SECONDS: Final = 10.0
+
+
+class Console:
+    """A `RunObserver` that renders. A context manager."""
+
+    def __init__(self, *, quiet: bool, count: Callable[[], int] | None = None) -> None:
+        """`count` says how many inputs there are; it is called in a thread of its own, as it may take a while."""
+        self._quiet = quiet
+        self._count = count
+        self._lock = threading.Lock()
+        self._total: int | None = None
+        self._done = self._failed = self._resumed = 0
+        self._began = self._last_line = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop_bar()
+
+    def say(self, line: str) -> None:
+        """One line, unless quiet."""
+        if not self._quiet:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    def started(self, resumed: int, failed: int) -> None:
+        """See `RunObserver`."""
+        if resumed:
+            self.say(f"resuming after {resumed} inputs that are done")
+        self._done = self._resumed = resumed
+        self._failed = failed
+        self._began = self._last_line = time.monotonic()
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._start_bar()
+        if self._count is not None:
+            threading.Thread(target=self._count_inputs, daemon=True, name="geoinfer-count").start()
+
+    def progressed(self, inputs: int, failed: int) -> None:
+        """See `RunObserver`."""
+        with self._lock:
+            self._done += inputs
+            self._failed += failed
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self._done, total=self._total, failed=self._failed)
+            elif not self._quiet and time.monotonic() - self._last_line >= _PLAIN_SECONDS:
+                self._last_line = time.monotonic()
+                self.say(self._plain_line())
+
+    def writing(self) -> None:
+        """See `RunObserver`."""
+        self._stop_bar()
+
+    def _plain_line(self) -> str:
+        rate = (self._done - self._resumed) / max(time.monotonic() - self._began, 1e-9)
+        parts = [f"{self._done} photos" if self._total is None else f"{self._done} of {self._total} photos"]
+        parts.append(f"{rate:.1f}/s")
+        if self._total is not None and rate > 0:
+            parts.append(f"{duration((self._total - self._done) / rate)} left")
+        parts.append(f"{self._failed} errors")
+        return ", ".join(parts)
+
+    def _count_inputs(self) -> None:
+        assert self._count is not None
+        try:
+            total = self._count()
+        except Exception:  # noqa: BLE001 - only an estimate of the time left is lost; the run itself says what is wrong
+            return
+        with self._lock:
+            self._total = total
+            if self._bar is not None:
+                self._bar.update(self._task, total=total)
+
+    def _start_bar(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        began, resumed = self._began, self._resumed
+
+        class Rate(ProgressColumn):
+            def render(self, task: Any) -> Text:
+                return Text(f"{(task.completed - resumed) / max(time.monotonic() - began, 1e-9):.1f}/s")
+
+        self._bar = Progress(
+            TextColumn("locating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failed]} errors"),
+            console=RichConsole(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None, completed=self._done, failed=self._failed)
+        self._bar.start()
+
+    def _stop_bar(self) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: `0.8 s`, `42 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,170 @@
+"""`geoinfer index build` and `geoinfer index info`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from geoinfer.cli import options
+from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK
+
+if TYPE_CHECKING:
+    from geoinfer.batch.build import BuildOptions, BuildSummary
+
+app = typer.Typer(
+    name="index",
+    help="Build and look at reference indexes: photos whose place is known.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog="Start with: geoinfer index build ./tagged --output my-index",
+)
+
+
+def build(
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LABELS",
+            help="A CSV with path (or id), latitude and longitude, or a folder of photos with GPS in their EXIF.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new index.", show_default=False)],
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Folder that the CSV's paths are relative to.", show_default="the CSV's own"),
+    ] = None,
+    engine: options.Engine = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option("--errors", help="Report of photos that failed, a CSV.", show_default="<output>.errors.csv"),
+    ] = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    source: Annotated[str, typer.Option("--source", help="Where the photos come from, for rows that do not say.")] = "",
+    attribution: Annotated[
+        str, typer.Option("--attribution", help="Licence and author, for rows that do not say.")
+    ] = "",
+    max_errors: options.MaxErrors = "0",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    quiet: options.Quiet = False,
+    preprocessing: options.Pixels = None,
+) -> None:
+    """Embed photos whose place is known, and write an index that others are located by.
+
+    \b
+    Examples:
+      geoinfer index build ./tagged-photos --output my-index
+      geoinfer index build train.csv --images ./train --output osv5m-index
+      geoinfer predict ./untagged-photos --index my-index
+
+    The CSV's columns are found by name; the layouts of OSV-5M, Im2GPS and GeoCLIP are recognised. A photo that cannot
+    be used costs its own place in the index and nothing else.
+    """
+    from geoinfer.backends import open_embedder
+    from geoinfer.batch.build import BuildOptions, check_build, run_build
+    from geoinfer.batch.predict import ErrorLimit
+    from geoinfer.bundle import SHIPPED, is_bundle, open_bundle
+    from geoinfer.cli.console import Console
+
+    limit = ErrorLimit.parse(max_errors)
+    worker_count = options.checked_workers(workers)
+    pixels = options.parsed_preprocessing(preprocessing)
+    engine_path = engine or SHIPPED
+    build_errors = errors or output.with_name(f"{output.name}.errors.csv")
+    run = BuildOptions(labels, images, output, build_errors, 1, worker_count, source, attribution, overwrite)
+    check_build(run)
+    model_path = open_bundle(engine_path).model_path if is_bundle(engine_path) or engine is None else engine_path
+    with open_embedder(model_path, device, preprocessing=pixels, threads=1) as embedder:
+        run = BuildOptions(
+            labels=labels,
+            images=images,
+            output=output,
+            errors=build_errors,
+            batch_size=options.checked_batch_size(batch_size, embedder.device),
+            workers=worker_count,
+            source=source,
+            attribution=attribution,
+            overwrite=overwrite,
+        )
+        with Console(quiet=quiet) as console:
+            console.say(f"device: {embedder.device} ({embedder.device_reason})")
+            summary = run_build(embedder, run, console)
+    if not quiet:
+        for line in _lines(run, summary):
+            typer.echo(line)
+    if limit.exceeded(summary.error, summary.inputs):
+        print(f"geoinfer: {summary.error} photos failed, more than --max-errors {max_errors}", file=sys.stderr)  # noqa: T201
+        raise typer.Exit(EXIT_FAILED_INPUTS)
+    raise typer.Exit(EXIT_OK)
+
+
+def info(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of an index.", show_default=False)],
+    verify: Annotated[bool, typer.Option("--verify", help="Check the checksums of large files too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is in an index, and whether it is whole.
+
+    \b
+    Example:
+      geoinfer index info my-index
+    """
+    from geoinfer.index import open_index, read_index_manifest
+
+    manifest = read_index_manifest(folder, verify=verify)
+    coordinates = open_index(folder).references.coordinates
+    extent = [*coordinates.min(axis=0).tolist(), *coordinates.max(axis=0).tolist()]
+    if as_json:
+        values = {
+            "kind": manifest.kind,
+            "size": manifest.size,
+            "embedder": manifest.embedder.as_dict(),
+            "geocells_level_6": manifest.geocells,
+            "calibrated_on": manifest.calibrated_on,
+            "extent": extent,
+            "files": manifest.files,
+        }
+        typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+        return
+    total = sum(file["bytes"] for file in manifest.files.values())
+    typer.echo(f"{folder}: a {manifest.kind} index of {manifest.size} references, {total / 1e6:.1f} MB")
+    typer.echo(f"  made by:    {manifest.embedder}")
+    typer.echo(
+        f"  coverage:   {manifest.geocells} geocells (S2 level 6), latitude {extent[0]:.2f} to {extent[2]:.2f}, "
+        f"longitude {extent[1]:.2f} to {extent[3]:.2f}"
+    )
+    typer.echo(f"  calibrated: on {manifest.calibrated_on} references, each located by the others")
+    typer.echo("  checksums:  good")
+
+
+app.command("build")(build)
+app.command("info")(info)
+
+
+def _lines(run: BuildOptions, summary: BuildSummary) -> list[str]:
+    from geoinfer.cli.console import duration
+
+    named = {"EXIF": "photos with GPS in their EXIF", "CSV": "a CSV"}.get(
+        summary.layout, f"a CSV in {summary.layout}'s layout"
+    )
+    lines = [
+        f"Indexed {summary.indexed} of {summary.inputs} photos ({named}) in {duration(summary.seconds)}; "
+        f"{summary.error} errors, {summary.skipped} without a position.",
+        f"  index:  {run.output}",
+    ]
+    if summary.error:
+        lines.append(f"  errors: {run.errors}")
+    if summary.median_error_km is not None:
+        lines.append(
+            f"  Located by one another, half of the references come out within {summary.median_error_km:.0f} km."
+        )
+    if not summary.calibrated:
+        lines.append("  Too few references to know how far off an answer is: radius_km will be the whole Earth.")
+    lines.append(f"  Use it: geoinfer predict PHOTOS --index {run.output}")
+    return lines

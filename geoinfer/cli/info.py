@@ -1,0 +1,84 @@
+"""`geoinfer info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def info(
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[BUNDLE|MODEL]", help="A bundle's folder or an .onnx model.", show_default="shipped bundle"
+        ),
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the checksums of large files too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a bundle or an ONNX model is, and whether geoinfer can use it.
+
+    \b
+    Examples:
+      geoinfer info
+      geoinfer info vit.onnx
+    """
+    from geoinfer.bundle import SHIPPED, is_bundle
+    from geoinfer.errors import InputError, ModelError
+
+    target = path or SHIPPED
+    if not target.exists():
+        raise InputError(f"{target}: there is no such bundle or model")
+    if (target / "manifest.json").is_file():
+        raise ModelError(f"{target}: this is an index", hint=f"geoinfer index info {target}")
+    values = _bundle(target, verify=verify) if target.is_dir() or is_bundle(target) else _model(target)
+    if as_json:
+        typer.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
+        return
+    width = max(len(key) for key in values)
+    for key, value in values.items():
+        lines = value if isinstance(value, list) else [value]
+        for number, line in enumerate(lines):
+            typer.echo(f"{(key + ':') if number == 0 else '':<{width + 1}} {line}")
+
+
+def _bundle(folder: Path, *, verify: bool) -> dict[str, Any]:
+    from geoinfer.bundle import open_bundle
+    from geoinfer.index import read_index_manifest
+
+    bundle = open_bundle(folder, verify=verify)
+    manifest = read_index_manifest(bundle.index_path, verify=verify)
+    size = sum(file["bytes"] for file in bundle.files.values())
+    values: dict[str, Any] = {
+        "bundle": f"{bundle.name} ({folder}), {size / 1e6:.1f} MB, checksums good",
+        "description": bundle.description,
+        "embedder": str(manifest.embedder),
+        "index": f"{manifest.kind}, {manifest.size} references, {manifest.geocells} geocells (S2 level 6)",
+        "licences": [f"{part}: {licence}" for part, licence in bundle.licences.items()],
+    }
+    if bundle.notice:
+        values["notice"] = bundle.notice
+    return values
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from geoinfer.backends import open_embedder
+    from geoinfer.backends.onnx_runtime import model_metadata
+    from geoinfer.errors import ModelError
+
+    meta = model_metadata(path)
+    values: dict[str, Any] = {
+        "model": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
+        "inputs": [f"{name} {kind} {shape}" for name, kind, shape in meta["inputs"]],
+        "outputs": [f"{name} {kind} {shape}" for name, kind, shape in meta["outputs"]],
+        "metadata": [f"{key} = {value}" for key, value in meta["metadata"].items()] or ["none"],
+    }
+    try:
+        with open_embedder(path, "cpu") as embedder:
+            values["usable"] = f"yes: {embedder.identity}"
+    except ModelError as error:
+        values["usable"] = f"no: {error}" + (f" ({error.hint})" if error.hint else "")
+    return values

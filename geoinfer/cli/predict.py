@@ -1,0 +1,211 @@
+"""`geoinfer predict`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from geoinfer.cli import options
+from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from geoinfer.batch.predict import PredictOptions, PredictSummary
+    from geoinfer.geolocator import Geolocator
+
+_EPILOG = """\b
+Examples:
+  geoinfer predict ./photos
+  geoinfer predict ./photos --index my-index --output answers.geojson
+  find / -name '*.jpg' -print0 | geoinfer predict - -o all.parquet
+
+\b
+An estimate is an estimate: read radius_km beside every location. The same
+command again goes on where an interrupted run stopped.
+"""
+
+
+def predict(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCES",
+            help="Photos, folders (searched recursively), patterns, @list.txt, or - for paths on standard input.",
+            show_default=False,
+        ),
+    ],
+    engine: options.Engine = None,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", "-i", help="Folder of a reference index.", show_default="the bundle's own"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Result: .csv, .jsonl, .parquet or .geojson.",
+            show_default="predictions.csv, or predictions-I-of-N.csv with --shard",
+        ),
+    ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option("--errors", help="Report of failed inputs, a CSV.", show_default="<output>.errors.csv"),
+    ] = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = None,
+    workers: options.Workers = None,
+    k: Annotated[int, typer.Option("--k", help="Neighbours that an answer is made of, 1 to 100.")] = 10,
+    aggregate: Annotated[
+        str, typer.Option("--aggregate", help="How neighbours become a place: top1, mean or density.", metavar="METHOD")
+    ] = "density",
+    top: Annotated[int, typer.Option("--top", help="Candidates kept of each answer (.jsonl, .parquet).")] = 5,
+    max_errors: options.MaxErrors = "0",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew and replace the output, instead of resuming.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="Do only the I-th of N equal shares.", metavar="I/N")
+    ] = None,
+    quiet: options.Quiet = False,
+    summary_json: Annotated[
+        Path | None, typer.Option("--summary-json", help="Write what was done, as JSON.", metavar="PATH")
+    ] = None,
+    preprocessing: options.Pixels = None,
+) -> None:
+    """Locate photos: one row each, with latitude, longitude and an error radius."""
+    from geoinfer.batch.predict import ErrorLimit, PredictOptions, Shard, run_predict
+    from geoinfer.batch.writers import format_of
+    from geoinfer.cli.console import Console
+    from geoinfer.errors import UsageError
+    from geoinfer.geolocator import Geolocator
+    from geoinfer.images import check_sources
+
+    # Everything that can be wrong with the arguments is found before a model is opened.
+    limit = ErrorLimit.parse(max_errors)
+    share = None if shard is None else Shard.parse(shard)
+    if output is None:
+        output = Path("predictions.csv" if share is None else f"predictions-{share.number}-of-{share.of}.csv")
+    format_of(output)
+    if not 0 <= top <= 100:
+        raise UsageError(f"--top {top}: expected 0 to 100")
+    worker_count = options.checked_workers(workers)
+    check_sources(sources)
+    with Geolocator.open(
+        engine,
+        index,
+        device=device,
+        k=k,
+        aggregate=aggregate,  # type: ignore[arg-type]  # checked by what it is given to
+        preprocessing=options.parsed_preprocessing(preprocessing),
+        threads=1,
+    ) as geolocator:
+        run = PredictOptions(
+            sources=tuple(sources),
+            output=output,
+            errors=errors or output.with_name(f"{output.stem}.errors.csv"),
+            batch_size=options.checked_batch_size(batch_size, geolocator.embedder.device),
+            workers=worker_count,
+            top=top,
+            shard=share,
+            restart=restart,
+        )
+        with Console(quiet=quiet, count=_counter(run)) as console:
+            embedder = geolocator.embedder
+            console.say(f"device: {embedder.device} ({embedder.device_reason})")
+            summary = run_predict(geolocator, run, console)
+        code = EXIT_FAILED_INPUTS if limit.exceeded(summary.error, summary.inputs) else EXIT_OK
+        if not quiet:
+            for line in _lines(geolocator, run, summary):
+                typer.echo(line)
+        if geolocator.notice:
+            print(f"note: {geolocator.notice}", file=sys.stderr)  # noqa: T201
+        if summary_json is not None:
+            _write_summary(summary_json, _summary(geolocator, run, summary, code))
+    if code != EXIT_OK and not quiet:
+        print(  # noqa: T201
+            f"geoinfer: {summary.error} inputs failed, more than --max-errors {max_errors}", file=sys.stderr
+        )
+    raise typer.Exit(code)
+
+
+predict.__doc__ = (predict.__doc__ or "") + "\n\n" + _EPILOG
+
+
+def _counter(run: PredictOptions) -> Callable[[], int] | None:
+    """Counts the inputs; None where that would use them up."""
+    from geoinfer.images import discover
+
+    if "-" in run.sources:
+        return None
+    return lambda: sum(run.shard is None or run.shard.holds(source.path) for source in discover(run.sources))
+
+
+def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary) -> list[str]:
+    from geoinfer.cli.console import duration
+
+    if summary.already_finished:
+        return [
+            f"Nothing to do: {run.output} holds all {summary.inputs} inputs already "
+            f"({summary.ok} located, {summary.error} errors, {summary.skipped} skipped); --restart does them again."
+        ]
+    lines = [
+        f"Located {summary.ok} of {summary.inputs} photos in {duration(summary.seconds)} "
+        f"({summary.images_per_second:.1f} photos/s); {summary.error} errors, {summary.skipped} skipped."
+    ]
+    if summary.resumed:
+        lines.append(f"  {summary.resumed} of them had been done by an earlier run.")
+    lines.append(f"  locations: {run.output}")
+    lines.append(f"  errors:    {run.errors}" + ("" if summary.error else " (none)"))
+    if not geolocator.calibrated:
+        lines.append(
+            "  The index has too few references to know how far off an answer is: radius_km is the whole Earth."
+        )
+    return lines
+
+
+def _summary(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary, code: int) -> dict[str, Any]:
+    import geoinfer
+
+    embedder = geolocator.embedder
+    return {
+        "geoinfer": geoinfer.__version__,
+        "location_type": "estimated",
+        "inputs": summary.inputs,
+        "ok": summary.ok,
+        "error": summary.error,
+        "skipped": summary.skipped,
+        "resumed": summary.resumed,
+        "already_finished": summary.already_finished,
+        "seconds": round(summary.seconds, 3),
+        "images_per_second": round(summary.images_per_second, 3),
+        "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
+        "output": str(run.output.absolute()),
+        "errors": str(run.errors.absolute()),
+        "engine": embedder.identity.name,
+        "index": str(geolocator.index.folder.absolute()),
+        "device": embedder.device,
+        "device_reason": embedder.device_reason,
+        "k": geolocator.k,
+        "aggregate": geolocator.method,
+        "batch_size": run.batch_size,
+        "workers": run.workers,
+        "calibrated": geolocator.calibrated,
+        "notice": geolocator.notice,
+        "exit_code": code,
+    }
+
+
+def _write_summary(path: Path, summary: dict[str, Any]) -> None:
+    from geoinfer.integrity import write_json
+
+    try:
+        write_json(path, summary)
+    except OSError as error:
+        raise OutputError(
+            f"--summary-json {path}: cannot be written: {(error.strerror or str(error)).lower()}"
+        ) from error

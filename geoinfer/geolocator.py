@@ -1,0 +1,325 @@
+"""`Geolocator`: photos in, predictions out. The Python API, and the core of the `geoinfer` command."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import numpy as np
+
+from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD, METHODS, aggregate
+from geoinfer.backends import open_embedder
+from geoinfer.bundle import SHIPPED, Bundle, is_bundle, open_bundle
+from geoinfer.calibration import SPREAD_K, calibrate, neighbor_spread_km
+from geoinfer.errors import ImageError, MismatchError, UsageError
+from geoinfer.images import load_pixels, pixels_from_array
+from geoinfer.index import MAX_K, StoredIndex, open_index
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from geoinfer.aggregate import Method
+    from geoinfer.backends import Embedder
+    from geoinfer.images import Preprocessing
+
+Photo: TypeAlias = "str | bytes | os.PathLike[str] | NDArray[np.uint8]"
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the references that an answer was made from.
+
+    Attributes:
+        reference: its name in the index.
+        latitude: degrees.
+        longitude: degrees.
+        similarity: cosine with the photo, at most 1.
+        source: where the reference comes from; may be empty.
+    """
+
+    reference: str
+    latitude: float
+    longitude: float
+    similarity: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Where a photo was taken, as far as its pixels tell: an estimate, not a fact.
+
+    Attributes:
+        source: the path as it was given, or `array N` for the N-th input, counted from 0.
+        status: `ok` or `error`.
+        latitude: degrees, NaN after an error; likewise the other numbers.
+        longitude: degrees.
+        radius_km: holds the true place with 90% probability, see docs/confidence.md.
+        score: expected GeoScore from 0 to 1; orders predictions by how far to trust them.
+        top1_similarity: cosine with the most similar reference.
+        candidates: the most similar references, best first.
+        error: what went wrong, empty if nothing did.
+        error_code: one word for it, see docs/error-codes.md.
+    """
+
+    source: str
+    status: str
+    latitude: float = float("nan")
+    longitude: float = float("nan")
+    radius_km: float = float("nan")
+    score: float = float("nan")
+    top1_similarity: float = float("nan")
+    candidates: tuple[Candidate, ...] = ()
+    error: str = ""
+    error_code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Answers to a batch of embeddings; row i belongs to embedding i.
+
+    Attributes:
+        coordinates: (q, 2) float64 degrees.
+        radius_km: (q,) float64.
+        scores: (q,) float64.
+        ids: (q, c) int64, the most similar references, best first.
+        similarities: (q, c) float32.
+    """
+
+    coordinates: NDArray[np.float64]
+    radius_km: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    ids: NDArray[np.int64]
+    similarities: NDArray[np.float32]
+
+
+class Geolocator:
+    """A model, an index and a way of making an answer from neighbours, opened and checked against each other.
+
+    Example:
+        with Geolocator.open() as geolocator:
+            for prediction in geolocator.locate(["a.jpg", "b.heic"]):
+                print(prediction.source, prediction.latitude, prediction.longitude, prediction.radius_km)
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        index: StoredIndex,
+        *,
+        k: int = DEFAULT_K,
+        method: Method = DEFAULT_METHOD,
+        bundle: Bundle | None = None,
+    ) -> None:
+        """Most callers want `Geolocator.open`.
+
+        Raises:
+            MismatchError: the index was made by another embedder.
+            UsageError: `k` or `method` is out of range.
+        """
+        check_answer(k, method)
+        check_match(embedder, index)
+        self.embedder = embedder
+        self.index = index
+        self.k = k
+        self.method = method
+        self.bundle = bundle
+        self._calibration = calibrate(index.leave_one_out, index.references.coordinates, method, k)
+
+    @classmethod
+    def open(
+        cls,
+        engine: str | os.PathLike[str] | None = None,
+        index: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        k: int = DEFAULT_K,
+        aggregate: Method = DEFAULT_METHOD,
+        preprocessing: Preprocessing | None = None,
+        threads: int = 0,
+    ) -> Self:
+        """Opens a bundle, or a model and an index.
+
+        Args:
+            engine: a bundle's folder or an `.onnx` model; the shipped demonstration bundle if left out.
+            index: an index's folder; the bundle's own if left out.
+            device: `auto`, `cpu`, `cuda`, `cuda:N`, `tensorrt` or `tensorrt:N`.
+            k: neighbours that make an answer, 1 to 100.
+            aggregate: `top1`, `mean` or `density`.
+            preprocessing: for a model whose metadata has none.
+            threads: CPU threads of one call; 0 for all cores.
+
+        Raises:
+            InputError: a file or folder is missing.
+            ModelError, IndexFolderError: one is damaged, or not what it should be.
+            MismatchError: they were not made for each other.
+            DeviceError: the device is not there.
+            UsageError: an option makes no sense, or a model is given and no index.
+        """
+        check_answer(k, aggregate)
+        engine_path = SHIPPED if engine is None else Path(engine)
+        bundle = open_bundle(engine_path) if is_bundle(engine_path) or engine is None else None
+        if bundle is None and index is None:
+            if engine_path.is_dir() or not engine_path.exists() or engine_path.suffix.lower() != ".onnx":
+                open_embedder(engine_path, device)  # says what is wrong with it
+            raise UsageError(
+                f"{engine_path} is a model without an index", hint="give --index, or a bundle, which has both"
+            )
+        index_path = bundle.index_path if bundle is not None and index is None else Path(index or "")
+        # The index first: it is quick to open, so what is wrong with it shows before a large model is loaded.
+        stored = open_index(index_path)
+        embedder = open_embedder(
+            bundle.model_path if bundle else engine_path, device, preprocessing=preprocessing, threads=threads
+        )
+        try:
+            return cls(embedder, stored, k=k, method=aggregate, bundle=bundle)
+        except BaseException:
+            embedder.close()
+            raise
+
+    def locate(self, photos: Iterable[Photo], *, top: int = 5) -> list[Prediction]:
+        """Locates photos, in their order; a bad one costs its own answer and nothing else.
+
+        Args:
+            photos: paths, or pictures that are already decoded and upright, uint8 (height, width, 3) RGB.
+            top: how many candidates to keep of each.
+
+        Returns:
+            One prediction for each photo.
+        """
+        predictions: list[Prediction] = []
+        batch: list[tuple[str, NDArray[np.uint8] | ImageError]] = []
+        for number, photo in enumerate(photos):
+            batch.append(self._pixels(number, photo))
+            if len(batch) == _BATCH:
+                predictions += self._locate_batch(batch, top)
+                batch = []
+        return predictions + self._locate_batch(batch, top)
+
+    def locate_embeddings(self, embeddings: NDArray[np.float32], *, top: int = 0, threads: int = 0) -> Located:
+        """Answers for embeddings that are made already.
+
+        Args:
+            embeddings: (q, dim) float32, unit rows.
+            top: how many neighbours to return at least.
+            threads: CPU threads to search with; 0 for all cores.
+
+        Returns:
+            Answers, with max(k, top) neighbours, or as many as there are references.
+        """
+        wanted = max(self.k, SPREAD_K, top)
+        neighbors = self.index.index.search(embeddings, wanted, threads=threads)
+        places = self.index.references.coordinates[neighbors.ids]
+        answers = aggregate(places[:, : self.k], neighbors.similarities[:, : self.k], self.method)
+        spread = neighbor_spread_km(answers, places)
+        top1 = neighbors.similarities[:, 0].astype(np.float64)
+        kept = max(self.k, top)
+        return Located(
+            coordinates=answers,
+            radius_km=self._calibration.radius_km(spread, top1),
+            scores=self._calibration.score(spread, top1),
+            ids=neighbors.ids[:, :kept],
+            similarities=neighbors.similarities[:, :kept],
+        )
+
+    def candidates(self, located: Located, row: int, top: int) -> tuple[Candidate, ...]:
+        """The first `top` neighbours of one answer."""
+        references = self.index.references
+        return tuple(
+            Candidate(
+                reference=references.ids[reference],
+                latitude=float(references.coordinates[reference, 0]),
+                longitude=float(references.coordinates[reference, 1]),
+                similarity=float(similarity),
+                source=references.sources[reference],
+            )
+            for reference, similarity in zip(
+                located.ids[row, :top].tolist(), located.similarities[row, :top].tolist(), strict=True
+            )
+        )
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the index has enough references for its radii to mean anything (about twenty)."""
+        return self._calibration.usable
+
+    @property
+    def notice(self) -> str:
+        """One line that whoever uses this should read, such as that the bundle is a demonstration; may be empty."""
+        own_index = self.bundle is not None and self.index.folder == self.bundle.index_path
+        return self.bundle.notice if self.bundle is not None and own_index else ""
+
+    def close(self) -> None:
+        """Frees the model."""
+        self.embedder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _pixels(self, number: int, photo: Photo) -> tuple[str, NDArray[np.uint8] | ImageError]:
+        preprocessing = self.embedder.identity.preprocessing
+        name = f"array {number}" if isinstance(photo, np.ndarray) else os.fsdecode(photo)
+        try:
+            if isinstance(photo, np.ndarray):
+                return name, pixels_from_array(photo, preprocessing)
+            return name, load_pixels(os.fsencode(photo), preprocessing)
+        except ImageError as error:
+            return name, error
+
+    def _locate_batch(self, batch: list[tuple[str, NDArray[np.uint8] | ImageError]], top: int) -> list[Prediction]:
+        pixels = [picture for _, picture in batch if not isinstance(picture, ImageError)]
+        embeddings = self.embedder.embed(np.stack(pixels)) if pixels else np.empty((0, self.embedder.dim), np.float32)
+        finite = np.atleast_1d(np.isfinite(embeddings).all(axis=1))
+        located = self.locate_embeddings(embeddings[finite], top=top)
+        answers = iter(range(int(finite.sum())))
+        computed = iter(finite.tolist())
+        predictions = []
+        for name, picture in batch:
+            if isinstance(picture, ImageError):
+                predictions.append(Prediction(name, picture.status, error=str(picture), error_code=picture.code))
+            elif not next(computed):
+                predictions.append(Prediction(name, "error", error=NOT_FINITE, error_code="not_finite"))
+            else:
+                row = next(answers)
+                predictions.append(
+                    Prediction(
+                        source=name,
+                        status="ok",
+                        latitude=float(located.coordinates[row, 0]),
+                        longitude=float(located.coordinates[row, 1]),
+                        radius_km=float(located.radius_km[row]),
+                        score=float(located.scores[row]),
+                        top1_similarity=float(located.similarities[row, 0]),
+                        candidates=self.candidates(located, row, top),
+                    )
+                )
+        return predictions
+
+
+NOT_FINITE = "the model's embedding of this photo is not finite"
+
+
+def check_answer(k: int, method: str) -> None:
+    """Raises UsageError unless `k` is 1 to 100 and `method` one that is known."""
+    if method not in METHODS:
+        raise UsageError(f"--aggregate {method}: expected one of {', '.join(METHODS)}")
+    if not 1 <= k <= MAX_K:
+        raise UsageError(f"--k {k}: expected 1 to {MAX_K}")
+
+
+def check_match(embedder: Embedder, index: StoredIndex) -> None:
+    """Raises MismatchError, naming both, unless the index was made by this embedder with this preprocessing."""
+    made_by = index.manifest.embedder
+    if made_by != embedder.identity:
+        raise MismatchError(
+            f"the index {index.folder} was made by {made_by}, but the model is {embedder.identity}",
+            hint="use the model that made the index, or build the index again with `geoinfer index build --engine …`",
+        )

@@ -1,0 +1,262 @@
+"""From what the user typed to a stream of photos, in an order that is the same every time.
+
+Memory stays flat however many files there are: folders are walked one at a time, and the names of a folder too large to
+sort in memory are sorted in runs on the disk. Paths are bytes throughout, so that names that are not UTF-8 survive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import heapq
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from geoinfer.errors import ImageError, InputError
+from geoinfer.images.read import RAW_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+IMAGE_SUFFIXES: Final = frozenset(
+    b".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .dib .gif .avif .heic .heif .hif .jp2 .j2k .jpf .jpx".split()
+)
+"""What a folder's files are called when they are photos. A file that is named itself may be called anything."""
+
+_SORTED_IN_MEMORY: Final = 200_000
+_LONGEST_PATH: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input.
+
+    Attributes:
+        path: as the operating system takes it, beginning with what the user typed.
+        problem: why it cannot even be tried; it still gets its row.
+    """
+
+    path: bytes
+    problem: ImageError | None = None
+
+
+def discover(arguments: Iterable[str]) -> Iterator[Source]:
+    """Yields the inputs that the arguments name, in the order of the arguments, folders sorted by name.
+
+    Args:
+        arguments: each a file, a folder (searched recursively, hidden entries left out), a glob pattern, `@list.txt`
+            (a file of paths, one a line, or separated by NUL bytes), or `-` (the same from standard input).
+
+    A folder that is reached twice within one argument, as a loop of symbolic links does, is walked once. A path that
+    two arguments name is two inputs. A folder further down that cannot be read is an input with a problem.
+
+    Raises:
+        InputError: while iterating: an argument names nothing, or a folder or list that cannot be read.
+    """
+    for argument in arguments:
+        if argument == "-":
+            yield from _listed(sys.stdin.buffer, "standard input")
+        elif argument.startswith("@") and not os.path.lexists(argument):
+            yield from _from_list_file(argument[1:])
+        else:
+            yield from _from_path(argument)
+
+
+def check_sources(arguments: Iterable[str]) -> None:
+    """Raises InputError at once for an argument that names nothing, before hours are spent on the ones before it."""
+    for argument in arguments:
+        if argument == "-":
+            continue
+        if argument.startswith("@") and not os.path.lexists(argument):
+            try:
+                with open(argument[1:], "rb"):
+                    continue
+            except OSError as error:
+                raise _unreadable_list(argument[1:], error) from error
+        path = os.fsencode(argument)
+        if os.path.isdir(path):
+            try:
+                os.scandir(path).close()
+            except OSError as error:
+                raise _unreadable_folder(path, error) from error
+        elif not argument or (not os.path.lexists(path) and not glob.has_magic(argument)):
+            raise _missing(argument)
+
+
+def _missing(argument: str) -> InputError:
+    if not argument:
+        return InputError("an input is the empty string", hint="name a photo, a folder, a pattern, @list.txt or -")
+    return InputError(
+        f"{argument}: there is no such file or folder", hint="check the path; --help shows what an input can be"
+    )
+
+
+def _unreadable_list(name: str, error: OSError) -> InputError:
+    reason = (error.strerror or str(error)).lower()
+    return InputError(f"@{name}: the list of inputs cannot be read: {reason}")
+
+
+def _unreadable_folder(folder: bytes, error: OSError) -> InputError:
+    reason = (error.strerror or str(error)).lower()
+    return InputError(f"{os.fsdecode(folder)}: the folder cannot be read: {reason}")
+
+
+def _from_path(argument: str) -> Iterator[Source]:
+    path = os.fsencode(argument)
+    if os.path.isdir(path):
+        yield from _walk(path, set(), top=True)
+    elif os.path.lexists(path):
+        yield _source(path)
+    elif glob.has_magic(argument):
+        matches = sorted(glob.glob(path, recursive=True))
+        if not matches:
+            raise InputError(f"{argument}: no file matches this pattern")
+        seen: set[tuple[int, int]] = set()
+        for match in matches:
+            # `**` names folders and, again, everything in them: the folders themselves are then not walked.
+            if os.path.isdir(match):
+                if b"**" not in path:
+                    yield from _walk(match, seen, top=True)
+            elif _is_photo_name(match):
+                yield _source(match)
+    else:
+        raise _missing(argument)
+
+
+def _from_list_file(name: str) -> Iterator[Source]:
+    try:
+        with open(name, "rb") as file:
+            yield from _listed(file, name)
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise _unreadable_list(name, error) from error
+
+
+def _listed(stream: BinaryIO, name: str) -> Iterator[Source]:
+    """Paths from a stream: separated by NUL bytes if one is near the beginning, by line ends otherwise."""
+    buffer = _read_some(stream)
+    # A path has no NUL byte and is shorter than this, so a NUL-separated list shows one here.
+    separator = b"\0" if b"\0" in buffer[:_LONGEST_PATH] else b"\n"
+    if buffer.startswith(b"\xef\xbb\xbf") and separator == b"\n":
+        buffer = buffer[3:]
+    finished = not buffer
+    while True:
+        *complete, buffer = buffer.split(separator)
+        for line in complete:
+            yield from _listed_path(line, separator)
+        if finished:
+            break
+        if len(buffer) > _LONGEST_PATH:
+            raise InputError(f"{name}: a line is longer than any path can be; is this a list of paths?")
+        more = _read_some(stream)
+        finished = not more
+        buffer += more
+    yield from _listed_path(buffer, separator)
+
+
+def _read_some(stream: BinaryIO) -> bytes:
+    # `read1` answers with what has arrived, so a pipe that goes on for hours is worked on as it fills.
+    reader = getattr(stream, "read1", stream.read)
+    return bytes(reader(_LONGEST_PATH))
+
+
+def _listed_path(line: bytes, separator: bytes) -> Iterator[Source]:
+    path = line.removesuffix(b"\r") if separator == b"\n" else line
+    if not path:
+        return
+    if os.path.isdir(path):
+        yield from _walk(path, set(), top=False)
+    else:
+        yield _source(path)
+
+
+def _source(path: bytes) -> Source:
+    """A named file. Whether it is there and is a photo turns out when it is read."""
+    return Source(path, _raw_problem(path))
+
+
+def _raw_problem(path: bytes) -> ImageError | None:
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in RAW_SUFFIXES:
+        return None
+    return ImageError(
+        "discover", "camera_raw", f"camera raw ({suffix[1:].decode().upper()}) is not decoded; export it as JPEG first",
+        status="skipped",
+    )  # fmt: skip
+
+
+def _is_photo_name(path: bytes) -> bool:
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix in IMAGE_SUFFIXES or suffix in RAW_SUFFIXES
+
+
+def _walk(folder: bytes, seen: set[tuple[int, int]], *, top: bool) -> Iterator[Source]:
+    try:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with _sorted_names(folder) as names:
+            for entry in names:
+                # The last byte says what the entry is, see `_entries`.
+                path = os.path.join(folder, entry[:-1])
+                if entry.endswith(b"/"):
+                    yield from _walk(path, seen, top=False)
+                else:
+                    yield Source(path, _raw_problem(path))
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        if top:
+            raise _unreadable_folder(folder, error) from error
+        reason = (error.strerror or str(error)).lower()
+        yield Source(folder, ImageError("discover", "unreadable_folder", f"the folder cannot be read: {reason}"))
+
+
+def _entries(folder: bytes) -> Iterator[bytes]:
+    """Names of a folder's photos and sub-folders, with one byte behind each: `/` for a folder, a space for a file."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # Hidden ones are thumbnails, trash and macOS's resource forks (`._IMG_1.jpg`), never somebody's photos.
+            if entry.name.startswith(b"."):
+                continue
+            if _is_folder(entry):
+                yield entry.name + b"/"
+            elif _is_photo_name(entry.name):
+                yield entry.name + b" "
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
+
+
+@contextlib.contextmanager
+def _sorted_names(folder: bytes) -> Iterator[Iterator[bytes]]:
+    """A folder's entries in byte order: in memory, or, past 200,000, as sorted runs on the disk that are merged."""
+    with contextlib.ExitStack() as stack:
+        runs: list[BinaryIO] = []
+        batch: list[bytes] = []
+        for name in _entries(folder):
+            batch.append(name)
+            if len(batch) >= _SORTED_IN_MEMORY:
+                run = stack.enter_context(tempfile.TemporaryFile())
+                run.writelines(name + b"\0" for name in sorted(batch))
+                run.seek(0)
+                runs.append(run)
+                batch = []
+        batch.sort()
+        yield heapq.merge(batch, *(_read_run(run) for run in runs)) if runs else iter(batch)
+
+
+def _read_run(run: BinaryIO) -> Iterator[bytes]:
+    rest = b""
+    while chunk := run.read(1 << 16):
+        *names, rest = (rest + chunk).split(b"\0")
+        yield from names

@@ -1,0 +1,22 @@
+"""The reference index: embeddings of photos whose place is known, and the search for the nearest of them."""
+
+from geoinfer.index.base import MAX_K, Neighbors, ReferenceIndex, References
+from geoinfer.index.exact import ExactIndex
+from geoinfer.index.faiss_index import FaissFlatIndex
+from geoinfer.index.leave_one_out import LeaveOneOut
+from geoinfer.index.store import IndexManifest, StoredIndex, open_index, read_index_manifest, write_index
+
+__all__ = [
+    "MAX_K",
+    "ExactIndex",
+    "FaissFlatIndex",
+    "IndexManifest",
+    "LeaveOneOut",
+    "Neighbors",
+    "ReferenceIndex",
+    "References",
+    "StoredIndex",
+    "open_index",
+    "read_index_manifest",
+    "write_index",
+]

@@ -1,0 +1,131 @@
+"""The `ReferenceIndex` protocol, its answer, and the table of what the references are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+MAX_K: Final = 100
+"""The largest number of neighbours an answer may be made of: as many as calibration looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbors:
+    """The nearest references of each query.
+
+    Attributes:
+        ids: (q, k) int64, rows of `References`; never -1.
+        similarities: (q, k) float32, descending; equal ones are ordered by id.
+    """
+
+    ids: NDArray[np.int64]
+    similarities: NDArray[np.float32]
+
+
+class ReferenceIndex(Protocol):
+    """Finds the references whose embeddings are most similar to a query's. Calls from several threads are allowed."""
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of references."""
+        ...
+
+    def search(self, queries: NDArray[np.float32], k: int, *, threads: int = 0) -> Neighbors:
+        """The `k` most similar references of each query.
+
+        Args:
+            queries: (q, dim) float32, unit rows; q may be 0.
+            k: at least 1; more than `size` is cut to `size`.
+            threads: CPU threads to use; 0 for all cores.
+
+        Returns:
+            ids (q, k) and similarities (q, k): inner products, which are cosines for unit rows.
+
+        Raises:
+            ValueError: shape or dtype differ, k < 1, or a query has a NaN.
+        """
+        ...
+
+
+def check_queries(queries: NDArray[np.float32], dim: int, k: int) -> None:
+    """Raises ValueError for what no index answers; see `ReferenceIndex.search`."""
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ValueError(f"queries have shape {queries.shape}; expected (q, {dim})")
+    if queries.dtype != np.float32:
+        raise ValueError(f"queries are {queries.dtype}; expected float32")
+    if k < 1:
+        raise ValueError(f"k is {k}; expected at least 1")
+    if not np.isfinite(queries).all():
+        raise ValueError("a query has a value that is not finite")
+
+
+def check_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Reference embeddings as a contiguous (n, d) float32 array.
+
+    Raises:
+        ValueError: another shape, no rows, or a value that is not finite.
+    """
+    array = np.ascontiguousarray(vectors, dtype=np.float32)
+    if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] == 0:
+        raise ValueError(f"embeddings have shape {array.shape}; expected (n, d) with n and d at least 1")
+    if not np.isfinite(array).all():
+        raise ValueError("an embedding has a value that is not finite")
+    return array
+
+
+def rank(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], candidates: NDArray[np.int64], k: int
+) -> Neighbors:
+    """The k best of each query's candidates: exact inner products, ties by id.
+
+    Products are summed in float64 and rounded once, so that the answer does not depend on how a library ordered its
+    additions: not on the size of the batch, the number of threads or the device.
+
+    Args:
+        queries: (q, d) float32.
+        vectors: (n, d) float32.
+        candidates: (q, c) int64 with c >= k, rows of `vectors`.
+        k: how many to keep.
+    """
+    if len(queries) == 0:
+        return Neighbors(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
+    chosen = vectors[candidates].astype(np.float64)
+    similarities = np.einsum("qd,qcd->qc", queries.astype(np.float64), chosen).astype(np.float32)
+    order = np.lexsort((candidates, -similarities), axis=1)[:, :k]
+    return Neighbors(np.take_along_axis(candidates, order, axis=1), np.take_along_axis(similarities, order, axis=1))
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What is known of each reference; row i belongs to embedding i.
+
+    Attributes:
+        ids: the name a label gave it, or its path.
+        coordinates: (n, 2) float64 degrees.
+        sources: where it comes from (a collection, a website); may be empty strings.
+        attributions: licence and author to be named with it; may be empty strings.
+        content_sha256: (n, 32) uint8, of the file's bytes.
+        perceptual_hashes: (n, 32) uint8, see `geoinfer.images.near_duplicates`.
+    """
+
+    ids: Sequence[str]
+    coordinates: NDArray[np.float64]
+    sources: Sequence[str]
+    attributions: Sequence[str]
+    content_sha256: NDArray[np.uint8]
+    perceptual_hashes: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.coordinates)

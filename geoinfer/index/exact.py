@@ -1,0 +1,40 @@
+"""Exact search in NumPy: the oracle that every other index is compared with. Small, plain, and right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from geoinfer.index.base import Neighbors, check_queries, check_vectors, rank
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class ExactIndex:
+    """Inner products with every reference, sorted. See `ReferenceIndex` for the contract."""
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        """`vectors`: (n, d) float32, unit rows."""
+        self._vectors = check_vectors(vectors)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self._vectors.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Number of references."""
+        return len(self._vectors)
+
+    def search(self, queries: NDArray[np.float32], k: int, *, threads: int = 0) -> Neighbors:
+        """See `ReferenceIndex.search`; NumPy decides on its threads itself."""
+        del threads
+        check_queries(queries, self.dim, k)
+        everyone = np.arange(self.size, dtype=np.int64)[None, :]
+        parts = [rank(query[None, :], self._vectors, everyone, min(k, self.size)) for query in queries]
+        if not parts:
+            return rank(queries, self._vectors, everyone, min(k, self.size))
+        return Neighbors(np.concatenate([p.ids for p in parts]), np.concatenate([p.similarities for p in parts]))

