@@ -2,9 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# uv, where it is installed, does what pip does in a fraction of the time; it is never needed.
-UV := $(shell command -v uv 2>/dev/null)
-INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check)
+CPU := .[cpu,heic]
+DEV := .[dev]
+EXPORT := .[dev,train,export]
+
+# uv does what pip does in a fraction of the time; where it cannot be installed, pip does it.
+define install
+	@echo "installing $(1) into $(VENV)"
+	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -e "$(1)"; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -e "$(1)"; fi
+endef
 
 .PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check bench bundle clean
 
@@ -25,18 +32,19 @@ demo: setup
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "geoinfer needs Python 3.11 or newer; say make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
 
 # The stamps say which dependencies were installed: a changed pyproject.toml installs again.
 $(VENV)/.cpu: $(BIN)/python pyproject.toml
-	$(INSTALL) -e ".[cpu,heic]"
+	$(call install,$(CPU))
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
-	$(INSTALL) -e ".[dev]"
+	$(call install,$(DEV))
 	@touch $@ $(VENV)/.cpu
 
 $(VENV)/.export: $(VENV)/.dev
-	$(INSTALL) -e ".[dev,train,export]"
+	$(call install,$(EXPORT))
 	@touch $@
 
 setup: $(VENV)/.cpu

@@ -11,6 +11,7 @@ import typer
 
 import geoinfer
 from geoinfer.cli import doctor, index, info, predict
+from geoinfer.cli.console import say
 from geoinfer.errors import EXIT_INTERRUPTED, GeoInferError
 
 EXIT_BUG = 70
@@ -43,29 +44,26 @@ def _root(
     pass
 
 
-app.command("predict")(predict.predict)
-app.command("info")(info.info)
-app.command("doctor")(doctor.doctor)
+app.command("predict", short_help="Locate photos.")(predict.predict)
+app.command("info", short_help="Say what a bundle or an ONNX model is.")(info.info)
+app.command("doctor", short_help="Say what is installed, what clashes and what is missing.")(doctor.doctor)
 app.add_typer(index.app, name="index")
 
 
 def main() -> NoReturn:
     """Runs the command; every error becomes one or two lines and an exit code, never a traceback."""
+    _open_closed_streams()
     # Names that are not UTF-8 must be printable, and must not end a run that is otherwise fine.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=True)
+        app(prog_name="geoinfer")
     except GeoInferError as error:
         _fail(str(error), error.hint, error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", "", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output went away. Python would complain about it once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit(EXIT_INTERRUPTED)
     except Exception as error:
         if os.environ.get("GEOINFER_DEBUG"):
             raise
@@ -78,15 +76,28 @@ def main() -> NoReturn:
     _exit(0)
 
 
+def _open_closed_streams() -> None:
+    """A parent may close any of the three standard streams: Python then has None in their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Kept open for as long as the process lives, and most likely under the very number that was closed.
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
+
+
 def _interrupt(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
-    print(f"geoinfer: {message}", file=sys.stderr)  # noqa: T201
+    say(f"geoinfer: {_one_line(message)}")
     if hint:
-        print(f"  {hint}", file=sys.stderr)  # noqa: T201
+        say(f"  {_one_line(hint)}")
     _exit(code)
+
+
+def _one_line(text: str) -> str:
+    """The same text with line ends and control characters, which file names may hold, spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _exit(code: int) -> NoReturn:
