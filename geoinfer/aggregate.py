@@ -4,9 +4,9 @@ Three ways, all of them on the sphere:
 
 - `top1`: the place of the most similar reference.
 - `mean`: the geographic mean of the k neighbours, weighted by similarity (the founding paper's second algorithm).
-- `density`: the highest peak of a von Mises-Fisher kernel density over the k neighbours, weighted by similarity. Where
-  the mean of Lisbon and Sydney is an ocean, the peak is one of the two. (The density is that of "Revisiting IM2GPS in
-  the Deep Learning Era", arXiv 1705.04838, with the sphere's own kernel in place of a planar Gaussian.)
+- `density`: the mode of a von Mises-Fisher kernel density over the k neighbours, weighted by similarity. Where the mean
+  of Lisbon and Sydney is an ocean, the mode is in one of the two. (The density is that of "Revisiting IM2GPS in the
+  Deep Learning Era", arXiv 1705.04838, with the sphere's own kernel in place of a planar Gaussian.)
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ BANDWIDTH_KM: Final = 200.0
 """Standard deviation of the density's kernel: about what tells one region of a country from another."""
 
 _KAPPA: Final = (EARTH_RADIUS_KM / BANDWIDTH_KM) ** 2
+_STARTS: Final = 10
 _ITERATIONS: Final = 100
 _CONVERGED: Final = 1e-9  # of a unit vector: about a centimetre on the Earth
 
@@ -72,26 +73,43 @@ def similarity_weights(similarities: NDArray[np.float32]) -> NDArray[np.float64]
 
 
 def _density_mode(coordinates: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean shift on the sphere from the neighbour where the density is highest.
+    """Mean shift on the sphere from the neighbours where the density is highest; the highest peak reached is the mode.
 
     With the kernel exp(kappa (x . p - 1)) the density's gradient vanishes where x is the direction of the sum of the
-    points weighted by their own kernel values; going there again and again climbs to a peak.
+    points weighted by their own kernel values; going there again and again climbs to a peak. Every peak has neighbours
+    on its slopes, so climbing from all of them would find the mode for certain; of many, the densest few do.
     """
     points = to_unit_vectors(coordinates)
-    kernel = np.exp(_KAPPA * (np.einsum("qid,qjd->qij", points, points) - 1.0))
-    density = np.einsum("qij,qj->qi", kernel, weights)
-    # Of equal densities the first is taken, which is the more similar neighbour.
-    best = np.argmax(np.round(density, 12), axis=1)
-    peak = np.take_along_axis(points, best[:, None, None], axis=1)[:, 0]
-    # A row stops when it has arrived, so that its answer does not depend on which other rows are in the batch.
-    climbing = np.arange(len(peak))
+    queries = len(weights)
+    at_neighbors = _density(points, points, weights)
+    # Of equal densities the more similar neighbour comes first.
+    starts = np.argsort(-np.round(at_neighbors, 12), axis=1, kind="stable")[:, :_STARTS]
+    rows = np.repeat(np.arange(queries), starts.shape[1])
+    peaks = points[rows, starts.ravel()]
+    # A climb stops when it has arrived, so that an answer does not depend on which others are in the batch.
+    climbing = np.arange(len(peaks))
     for _ in range(_ITERATIONS):
-        here, there = peak[climbing], points[climbing]
-        pull = weights[climbing] * np.exp(_KAPPA * (np.einsum("qd,qkd->qk", here, there) - 1.0))
-        moved = np.einsum("qk,qkd->qd", pull, there)
-        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
-        peak[climbing] = moved
+        here, there = peaks[climbing], points[rows[climbing]]
+        pull = weights[rows[climbing]] * _kernel(np.einsum("sd,skd->sk", here, there))
+        moved = np.einsum("sk,skd->sd", pull, there)
+        # A neighbour of no weight, far from all others, has nowhere to climb to.
+        length = np.linalg.norm(moved, axis=1, keepdims=True)
+        moved = np.divide(moved, length, out=here.copy(), where=length > 0)
+        peaks[climbing] = moved
         climbing = climbing[np.abs(moved - here).max(axis=1) >= _CONVERGED]
         if len(climbing) == 0:
             break
-    return from_unit_vectors(peak)
+    peaks = peaks.reshape(queries, starts.shape[1], 3)
+    best = np.argmax(np.round(_density(peaks, points, weights), 9), axis=1)
+    return from_unit_vectors(np.take_along_axis(peaks, best[:, None, None], axis=1)[:, 0])
+
+
+def _density(
+    where: NDArray[np.float64], points: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The density, up to a constant, of points (q, k, 3) at places (q, s, 3): (q, s)."""
+    return np.einsum("qsk,qk->qs", _kernel(np.einsum("qsd,qkd->qsk", where, points)), weights)
+
+
+def _kernel(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(_KAPPA * (cosines - 1.0))

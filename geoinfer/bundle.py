@@ -10,6 +10,7 @@ demo/
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,10 @@ SHIPPED: Final = Path(__file__).parent / "bundles" / "demo"
 # Hashing a file this large takes about a second: past it only the size is compared, and `geoinfer info --verify` does
 # the rest.
 _HASHED_AT_OPEN: Final = 64 << 20
+_MAKE: Final = {
+    "bundle": "--engine takes a bundle folder or an .onnx model",
+    "index": "`geoinfer index build` makes one; --index takes its folder",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +81,21 @@ def open_bundle(folder: Path, *, verify: bool = False) -> Bundle:
         ModelError: it is not a bundle, is of a version that this geoinfer does not know, or a file is missing or is
             not the one that the manifest was written for.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it raises nothing, for a name that is too long, say
         raise InputError(f"{folder}: there is no such bundle", hint="--engine takes a bundle folder or an .onnx model")
     manifest = read_manifest(folder / MANIFEST_NAME, BUNDLE_FORMAT, BUNDLE_VERSION, ModelError, "bundle")
     check_files(folder, manifest["files"], ModelError, verify=verify)
     if not {"model.onnx", "index/manifest.json"} <= set(manifest["files"]):
         raise ModelError(f"{folder}: the bundle lists no model.onnx or no index/manifest.json")
+    licences = manifest.get("licences", {})
+    if not isinstance(licences, dict):
+        raise ModelError(f"{folder}/{MANIFEST_NAME}: damaged: licences is no object", hint="copy or build it again")
     return Bundle(
         folder=folder,
         name=str(manifest.get("name", folder.name)),
         description=str(manifest.get("description", "")),
         notice=str(manifest.get("notice", "")),
-        licences={str(k): str(v) for k, v in dict(manifest.get("licences", {})).items()},
+        licences={str(part): str(licence) for part, licence in licences.items()},
         files=manifest["files"],
     )
 
@@ -129,8 +137,11 @@ def read_manifest(
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as fault:
-        raise error(f"{path.parent}: not a {noun}: {path.name} cannot be read") from fault
-    except ValueError as fault:
+        reason = (fault.strerror or str(fault)).lower()
+        raise error(
+            f"{path.parent}: there is no {noun} here: {path.name} cannot be read: {reason}", hint=_MAKE[noun]
+        ) from fault
+    except (ValueError, RecursionError) as fault:
         raise error(
             f"{path}: the manifest is not JSON; the {noun} is damaged", hint="copy or build it again"
         ) from fault
@@ -158,7 +169,11 @@ def check_files(folder: Path, files: dict[str, Any], error: type[GeoInferError],
     """
     for name, expected in files.items():
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve())
+        except (ValueError, RuntimeError):  # a NUL byte, a loop of links
+            inside = False
+        if not inside:
             raise error(f"{folder}: the manifest names {name}, which lies outside the folder")
         try:
             size = path.stat().st_size

@@ -4,9 +4,9 @@ Each sampled reference is located by the others (`geoinfer.index.leave_one_out`)
 half of them a line is fitted that foretells the error from what is known at prediction time: how far the neighbours
 lie from the answer and from how alike the nearest is. On the other half the true errors are divided by the foretold
 ones; the 90% quantile of these ratios, with the finite-sample correction, times the foretold error of a new photo is
-its radius. It then holds the truth with probability 90% or more, for photos that are to the references as the
-references are to one another (V. Vovk et al., "Algorithmic Learning in a Random World"; the scaled scores are those of
-J. Lei et al., "Distribution-Free Predictive Inference for Regression", section 5.2).
+its radius. It then holds the truth with probability 90%, for photos that are to the references as the references are
+to one another; docs/confidence.md says where that fails (V. Vovk et al., "Algorithmic Learning in a Random World"; the
+scaled scores are those of J. Lei et al., "Distribution-Free Predictive Inference for Regression", section 5.2).
 
 With too few references nothing can be promised, and the radius is that of the whole Earth.
 """
@@ -72,7 +72,7 @@ class Calibration:
         if not self.usable:
             return np.full(len(spread_km), HALF_CIRCUMFERENCE_KM)
         ratio = self.ratios[_quantile_rank(len(self.ratios)) - 1]
-        return np.minimum(self._foretold_km(spread_km, top1) * ratio, HALF_CIRCUMFERENCE_KM)
+        return np.clip(self._foretold_km(spread_km, top1) * ratio, _FLOOR_KM, HALF_CIRCUMFERENCE_KM)
 
     def score(self, spread_km: NDArray[np.float64], top1: NDArray[np.float64]) -> NDArray[np.float64]:
         """The expected GeoScore, from 0 (no idea) to 1 (exact): orders predictions by how far to trust them.

@@ -191,7 +191,15 @@ class Geolocator:
 
         Returns:
             One prediction for each photo.
+
+        Raises:
+            UsageError: one path instead of several, or `top` is negative.
         """
+        if isinstance(photos, (str, bytes, os.PathLike)):
+            # A string is an iterable of its letters.
+            raise UsageError("locate takes several photos; give a list of one")
+        if top < 0:
+            raise UsageError(f"top is {top}; expected 0 or more")
         predictions: list[Prediction] = []
         batch: list[tuple[str, NDArray[np.uint8] | ImageError]] = []
         for number, photo in enumerate(photos):
@@ -251,8 +259,9 @@ class Geolocator:
     @property
     def notice(self) -> str:
         """One line that whoever uses this should read, such as that the bundle is a demonstration; may be empty."""
-        own_index = self.bundle is not None and self.index.folder == self.bundle.index_path
-        return self.bundle.notice if self.bundle is not None and own_index else ""
+        if self.bundle is None or self.index.folder.resolve() != self.bundle.index_path.resolve():
+            return ""
+        return self.bundle.notice
 
     def close(self) -> None:
         """Frees the model."""
@@ -273,6 +282,8 @@ class Geolocator:
             return name, load_pixels(os.fsencode(photo), preprocessing)
         except ImageError as error:
             return name, error
+        except UnicodeEncodeError as error:
+            return name, ImageError("read", "missing", f"not a possible file name: {error.reason}")
 
     def _locate_batch(self, batch: list[tuple[str, NDArray[np.uint8] | ImageError]], top: int) -> list[Prediction]:
         pixels = [picture for _, picture in batch if not isinstance(picture, ImageError)]

@@ -6,6 +6,7 @@ Columns are found by name, never by position; identifiers are text; `NA` is Nami
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -35,6 +36,9 @@ _NAME: Final = (
 )
 _SOURCE: Final = ("source",)
 _ATTRIBUTION: Final = ("attribution", "licence", "license")
+_SEQUENCE: Final = ("sequence", "sequence_id")
+
+_LONGEST_HEADER: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ class Label:
         longitude: degrees.
         source: where the photo comes from; may be empty.
         attribution: licence and author; may be empty.
-        problem: why this row cannot be used; coordinates are then NaN.
+        sequence: the drive or walk that it belongs to; may be empty.
+        problem: why this row cannot be used.
     """
 
     id: str
@@ -57,6 +62,7 @@ class Label:
     longitude: float
     source: str = ""
     attribution: str = ""
+    sequence: str = ""
     problem: ImageError | None = None
 
 
@@ -69,6 +75,7 @@ class LabelsFile:
         images: folder that names are relative to.
         layout: `OSV-5M`, `Im2GPS`, `GeoCLIP` or `CSV`.
         columns: role (`name`, `latitude`, ...) to the column's name in the file.
+        positions: role to the column's position, which tells columns of one name apart.
         delimiter: between the columns.
     """
 
@@ -76,6 +83,7 @@ class LabelsFile:
     images: Path
     layout: str
     columns: dict[str, str]
+    positions: dict[str, int]
     delimiter: str
 
 
@@ -94,32 +102,36 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
         raise InputError(f"{images}: there is no such folder", hint="--images names the folder that holds the photos")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            first = file.readline(_LONGEST_HEADER)
+            delimiter = max(",;\t|", key=first.count)
+            header = next(csv.reader(itertools.chain([first], file), delimiter=delimiter), [])
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
         raise LabelsError(f"{path}: not a CSV in UTF-8", hint="save it as UTF-8 text") from error
-    delimiter = max(",;\t|", key=first.count)
-    header = next(csv.reader([first], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise LabelsError(f"{path}: not a CSV: {error}") from error
     columns: dict[str, str] = {}
+    positions: dict[str, int] = {}
     for role, names in (
         ("name", _NAME),
         ("latitude", _LATITUDE),
         ("longitude", _LONGITUDE),
         ("source", _SOURCE),
         ("attribution", _ATTRIBUTION),
+        ("sequence", _SEQUENCE),
     ):
-        present = {column.strip().lower(): column for column in reversed(header)}
+        present = {column.strip().lower(): position for position, column in reversed([*enumerate(header)])}
         found = next((present[name] for name in names if name in present), None)
         if found is not None:
-            columns[role] = found
+            columns[role], positions[role] = header[found], found
         elif role in ("name", "latitude", "longitude"):
             raise LabelsError(
                 f"{path}: no column for the {'photo' if role == 'name' else role}: looked for {', '.join(names)}; the "
                 f"file has {', '.join(header) or 'no header'}",
                 hint="the first line must name the columns",
             )
-    return LabelsFile(path, images or path.parent, _layout(header), columns, delimiter)
+    return LabelsFile(path, images or path.parent, _layout(header), columns, positions, delimiter)
 
 
 def read_labels(labels: LabelsFile) -> Iterator[Label]:
@@ -129,23 +141,37 @@ def read_labels(labels: LabelsFile) -> Iterator[Label]:
         LabelsError: while iterating: the file is not UTF-8, or is no CSV, from some line on.
     """
     locate = _Locator(os.fsencode(labels.images))
-    columns = labels.columns
+    positions = labels.positions
+    roles = tuple(positions)
+    lines = 1
     try:
         with labels.path.open(encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file, delimiter=labels.delimiter, restval=""):
-                name = (row.get(columns["name"]) or "").strip()
-                path = locate(name)
-                source = row.get(columns.get("source", ""), "") or ""
-                attribution = row.get(columns.get("attribution", ""), "") or ""
+            rows = csv.reader(file, delimiter=labels.delimiter)
+            next(rows, None)
+            for row in rows:
+                lines = rows.line_num
+                if not row:  # an empty line
+                    continue
+                cells = {role: row[positions[role]] if positions[role] < len(row) else "" for role in roles}
+                name = cells["name"].strip()
+                path, problem = locate(name)
+                latitude = longitude = float("nan")
                 try:
-                    latitude, longitude = _parse(row, columns)
-                    problem = None if name else ImageError("labels", "no_name", "the row names no photo")
+                    latitude, longitude = _parse(cells["latitude"].strip(), cells["longitude"].strip())
                 except ImageError as error:
-                    latitude = longitude = float("nan")
                     problem = error
-                yield Label(name, path, latitude, longitude, source, attribution, problem)
+                yield Label(
+                    id=name,
+                    path=path,
+                    latitude=latitude,
+                    longitude=longitude,
+                    source=cells.get("source", ""),
+                    attribution=cells.get("attribution", ""),
+                    sequence=cells.get("sequence", ""),
+                    problem=problem,
+                )
     except UnicodeDecodeError as error:
-        raise LabelsError(f"{labels.path}: not UTF-8 from byte {error.start} on", hint="save it as UTF-8") from error
+        raise LabelsError(f"{labels.path}: not UTF-8 somewhere after line {lines}", hint="save it as UTF-8") from error
     except csv.Error as error:
         raise LabelsError(f"{labels.path}: not a CSV: {error}") from error
 
@@ -161,8 +187,7 @@ def _layout(header: list[str]) -> str:
     return "CSV"
 
 
-def _parse(row: dict[str, str], columns: dict[str, str]) -> tuple[float, float]:
-    texts = [(row.get(columns[role]) or "").strip() for role in ("latitude", "longitude")]
+def _parse(*texts: str) -> tuple[float, float]:
     try:
         pair = as_coordinates([float(text) for text in texts])[0]
     except ValueError:
@@ -178,30 +203,45 @@ def _parse(row: dict[str, str], columns: dict[str, str]) -> tuple[float, float]:
 class _Locator:
     """Finds a photo's file from the name in the CSV.
 
-    First as a path, absolute or relative to the images' folder. Failing that, a file of that name (with or without an
-    image's suffix) anywhere below: OSV-5M keeps `<id>.jpg` in numbered folders that its CSV does not name.
+    First as a path, absolute or relative to the images' folder. Failing that, a bare name (with or without an image's
+    suffix) is looked for anywhere below: OSV-5M keeps `<id>.jpg` in numbered folders that its CSV does not name. A name
+    with a folder of its own is not: `rome/1.jpg` must never be answered with `paris/1.jpg`.
     """
 
     def __init__(self, root: bytes) -> None:
         self._root = root
-        self._by_name: dict[bytes, bytes] | None = None
+        self._by_name: dict[bytes, bytes | None] | None = None
 
-    def __call__(self, name: str) -> bytes:
-        path = os.path.join(self._root, os.fsencode(name))
-        if not name or "\0" in name or os.path.isfile(path):
-            return path
+    def __call__(self, name: str) -> tuple[bytes, ImageError | None]:
+        """The path, and why it cannot be used."""
+        encoded = os.fsencode(name)
+        path = os.path.join(self._root, encoded)
+        if not name:
+            return path, ImageError("labels", "no_name", "the row names no photo")
+        if "\0" in name or b"/" in encoded or os.path.isfile(path):
+            return path, None
         if self._by_name is None:
             self._by_name = self._scan()
-        base = os.path.basename(os.fsencode(name))
-        return self._by_name.get(base, self._by_name.get(os.path.splitext(base)[0], path))
+        stem, suffix = os.path.splitext(encoded)
+        for key in (encoded, stem) if suffix.lower() in IMAGE_SUFFIXES else (encoded,):
+            if key in self._by_name:
+                found = self._by_name[key]
+                if found is None:
+                    message = f"more than one file below {os.fsdecode(self._root)} is called so"
+                    return path, ImageError(
+                        "labels", "ambiguous_name", message, hint="give the photo's path in the CSV, not its name alone"
+                    )
+                return found, None
+        return path, None
 
-    def _scan(self) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = {}
-        for folder, folders, files in os.walk(self._root):
-            folders.sort()
-            for file in sorted(files):
+    def _scan(self) -> dict[bytes, bytes | None]:
+        """Name, and name without its suffix, to path; to None where several files share it."""
+        found: dict[bytes, bytes | None] = {}
+        for folder, _, files in os.walk(self._root):
+            for file in files:
                 stem, suffix = os.path.splitext(file)
                 if suffix.lower() in IMAGE_SUFFIXES:
-                    found.setdefault(file, os.path.join(folder, file))
-                    found.setdefault(stem, os.path.join(folder, file))
+                    path = os.path.join(folder, file)
+                    for key in (file, stem):
+                        found[key] = None if key in found else path
         return found

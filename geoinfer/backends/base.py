@@ -67,7 +67,8 @@ class Embedder(Protocol):
             pixels: (n, size, size, 3) uint8, RGB; n may be 0.
 
         Returns:
-            (n, dim) float32, unit rows; the caller's own array. A row that the model could not compute is NaN.
+            (n, dim) float32, unit rows; the caller's own array. A row that the model could not compute is NaN;
+            likewise one of nothing but zeros, which has no direction.
 
         Raises:
             ModelError: the shape or dtype of `pixels` is another, or the model fails or does not normalise.

@@ -68,6 +68,7 @@ class OnnxRuntimeEmbedder:
         self, path: Path, device: str = "auto", *, preprocessing: Preprocessing | None = None, threads: int = 0
     ) -> None:
         self._path = path
+        self._asked = device
         kind, ordinal = parse_device(device)
         self._ort = import_onnxruntime()
         available = self._ort.get_available_providers()
@@ -76,12 +77,21 @@ class OnnxRuntimeEmbedder:
             kind, self.device_reason = _choose(available)
         self.device = "cpu" if kind == "cpu" else f"{kind}:{ordinal}"
         self.fingerprint = _fingerprint(path)
-        self._session = self._open(kind, ordinal, available, threads, asked_auto=device == "auto")
+        try:
+            self._session = self._open(kind, ordinal, available, threads)
+        except DeviceError as error:
+            if device != "auto":
+                raise
+            # Nobody asked for the GPU, and the reason is shown: a laptop whose CUDA is broken still locates photos.
+            kind, self.device, self.device_reason = "cpu", "cpu", f"a GPU was found, but: {error}"
+            self._session = self._open(kind, ordinal, available, threads)
         self._check_session(kind)
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
         self.identity = self._read_identity(preprocessing)
         self._check_shapes()
+        if kind != "tensorrt":  # which would build an engine for this shape alone
+            self._try_out()
 
     @property
     def dim(self) -> int:
@@ -110,13 +120,14 @@ class OnnxRuntimeEmbedder:
                 f"{self._path}: embeddings have shape {embeddings.shape}; expected ({len(pixels)}, {self.dim})"
             )
         norms = np.linalg.norm(embeddings, axis=1)
-        wrong = np.isfinite(norms) & (np.abs(norms - 1) > _NORM_TOLERANCE)
+        wrong = np.isfinite(norms) & (norms != 0) & (np.abs(norms - 1) > _NORM_TOLERANCE)
         if wrong.any():
             raise ModelError(
                 f"{self._path}: an embedding has length {norms[wrong][0]:.4g}; expected 1",
                 hint="L2 normalisation belongs inside the graph: export the model with it",
             )
-        embeddings[~np.isfinite(norms)] = np.nan
+        # A vector of nothing but zeros has no direction: the model found nothing in this photo, the others are fine.
+        embeddings[~np.isfinite(norms) | (norms == 0)] = np.nan
         return embeddings
 
     def close(self) -> None:
@@ -129,7 +140,7 @@ class OnnxRuntimeEmbedder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _open(self, kind: str, ordinal: int, available: list[str], threads: int, *, asked_auto: bool) -> Any:
+    def _open(self, kind: str, ordinal: int, available: list[str], threads: int) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -139,7 +150,7 @@ class OnnxRuntimeEmbedder:
         needed = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}.get(kind)
         if needed and needed not in available:
             raise DeviceError(
-                f"--device {kind}: this ONNX Runtime has no {needed} (it has {', '.join(available)})",
+                f"--device {self._asked}: this ONNX Runtime has no {needed} (it has {', '.join(available)})",
                 hint="pip uninstall onnxruntime && pip install 'geoinfer-toolkit[gpu]'; `geoinfer doctor` tells more",
             )
         try:
@@ -158,10 +169,9 @@ class OnnxRuntimeEmbedder:
             ) from error
         # It falls back to the CPU without a word when a provider cannot start; the session knows what it got.
         if needed and needed not in session.get_providers():
-            hint = "`geoinfer doctor` shows the devices; --device cpu runs without one"
-            chosen = "--device auto chose" if asked_auto else "--device asks for"
             raise DeviceError(
-                f"{chosen} {self.device}, but {needed} did not start (no GPU, driver or CUDA?)", hint=hint
+                f"--device {self.device}: {needed} did not start (no GPU, driver or CUDA?)",
+                hint="`geoinfer doctor` shows the devices; --device cpu runs without one",
             )
         session.disable_fallback()
         return session
@@ -223,6 +233,12 @@ class OnnxRuntimeEmbedder:
         size = self.identity.preprocessing.size
         if (isinstance(height, int) and height != size) or (isinstance(width, int) and width != size):
             raise ModelError(f"{self._path}: the graph takes {height} x {width} pixels, its preprocessing gives {size}")
+
+    def _try_out(self) -> None:
+        """One picture through the model: what it does wrong shows now, not hours into a run."""
+        size = self.identity.preprocessing.size
+        ramp = np.linspace(0, 255, size).astype(np.uint8)
+        self.embed(np.ascontiguousarray(np.broadcast_to(ramp[:, None], (1, size, size, 3))))
 
     def _run_error(self, error: Exception, count: int) -> GeoInferError:
         text = _first_line(error)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +16,13 @@ import numpy as np
 from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD
 from geoinfer.batch.pipeline import Block, Pipeline
 from geoinfer.batch.rows import failed_row, path_fields
-from geoinfer.batch.writers import write_error_report
-from geoinfer.calibration import leave_one_out_errors_km
-from geoinfer.errors import ImageError, InputError, InterruptedRunError, OutputError
-from geoinfer.images import Source, decode_pixels, discover, gps_coordinates, read_image_file
+from geoinfer.batch.writers import check_error_report, write_error_report
+from geoinfer.calibration import calibrate, leave_one_out_errors_km
+from geoinfer.errors import ImageError, InputError, InterruptedRunError, OutputError, UsageError
+from geoinfer.images import Source, decode_pixels, discover, raw_problem, read_image_file, read_metadata
 from geoinfer.images.near_duplicates import HASH_BYTES, perceptual_hash
 from geoinfer.index import References, open_index, write_index
+from geoinfer.index.store import INDEX_FORMAT
 from geoinfer.labels import Label, LabelsFile, open_labels, read_labels
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 _DIGEST_BYTES = 32
 _BLOCK = 64
+_SAME_OCCASION = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class BuildSummary:
         inputs: photos that were named or found.
         indexed: references in the index.
         error: failed, listed in the error report.
-        skipped: photos without a position in their EXIF.
+        skipped: photos without a position in their EXIF, and camera raw.
         seconds: from the first photo to the index on the disk.
         median_error_km: of locating the references by one another, with the default way of answering; None when there
             are too few.
@@ -98,6 +103,7 @@ class _Labelled(Source):
 class _Details:
     latitude: float
     longitude: float
+    taken_at: datetime | None
     content_sha256: bytes
     perceptual_hash: NDArray[np.uint8]
 
@@ -112,6 +118,7 @@ def run_build(embedder: Embedder, options: BuildOptions, observer: RunObserver) 
         InterruptedRunError: Ctrl-C; nothing is written.
     """
     check_build(options)
+    check_error_report(options.errors)
     labels = None if options.labels.is_dir() else open_labels(options.labels, options.images)
     started = time.perf_counter()
     builder = _Builder(options)
@@ -138,6 +145,7 @@ def run_build(embedder: Embedder, options: BuildOptions, observer: RunObserver) 
         raise InterruptedRunError("interrupted; no index was written") from None
     stored = open_index(options.output)
     errors = leave_one_out_errors_km(stored.leave_one_out, stored.references.coordinates, DEFAULT_METHOD, DEFAULT_K)
+    calibration = calibrate(stored.leave_one_out, stored.references.coordinates, DEFAULT_METHOD, DEFAULT_K)
     return BuildSummary(
         layout="EXIF" if labels is None else labels.layout,
         inputs=builder.inputs,
@@ -146,7 +154,7 @@ def run_build(embedder: Embedder, options: BuildOptions, observer: RunObserver) 
         skipped=builder.skipped,
         seconds=time.perf_counter() - started,
         median_error_km=float(np.median(errors)) if len(errors) else None,
-        calibrated=len(errors) >= 2 * 9,
+        calibrated=calibration.usable,
     )
 
 
@@ -161,6 +169,8 @@ class _Builder:
         self._sources: list[str] = []
         self._attributions: list[str] = []
         self._coordinates: list[tuple[float, float]] = []
+        self._sequences: list[str] = []
+        self._taken_at: list[datetime | None] = []
         self._digests: list[bytes] = []
         self._hashes: list[bytes] = []
         self._embeddings: list[NDArray[np.float32]] = []
@@ -170,17 +180,19 @@ class _Builder:
 
         def prepare(source: Source, pixels: NDArray[np.uint8]) -> _Details:
             assert isinstance(source, _Labelled)
+            raw = raw_problem(source.path)
+            if raw is not None:  # one that a CSV names holds a thumbnail that would be taken for the photo
+                raise raw
             data, kind = read_image_file(source.path)
-            if source.label is not None:
-                position: tuple[float, float] | None = (source.label.latitude, source.label.longitude)
-            else:
-                position = gps_coordinates(data, kind)
+            metadata = read_metadata(data, kind)
+            label = source.label
+            position = metadata.coordinates if label is None else (label.latitude, label.longitude)
             if position is None:
                 raise ImageError(
                     "labels", "no_gps", "the photo's EXIF holds no position", size_bytes=len(data), status="skipped"
                 )
             pixels[...] = decode_pixels(data, kind, preprocessing)
-            return _Details(*position, hashlib.sha256(data).digest(), perceptual_hash(pixels))
+            return _Details(*position, metadata.taken_at, hashlib.sha256(data).digest(), perceptual_hash(pixels))
 
         return prepare
 
@@ -207,6 +219,8 @@ class _Builder:
             self._sources.append((label.source if label else "") or self._options.source)
             self._attributions.append((label.attribution if label else "") or self._options.attribution)
             self._coordinates.append((details.latitude, details.longitude))
+            self._sequences.append(label.sequence if label else "")
+            self._taken_at.append(details.taken_at)
             self._digests.append(details.content_sha256)
             self._hashes.append(details.perceptual_hash.tobytes())
 
@@ -218,6 +232,7 @@ class _Builder:
             attributions=self._attributions,
             content_sha256=np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST_BYTES),
             perceptual_hashes=np.frombuffer(b"".join(self._hashes), np.uint8).reshape(-1, HASH_BYTES),
+            sequences=named_sequences(self._sequences, self._taken_at),
         )
 
     def embeddings(self) -> NDArray[np.float32]:
@@ -236,6 +251,30 @@ def _sources(options: BuildOptions, labels: LabelsFile | None) -> Iterator[Sourc
         yield _Labelled(label.path, label.problem, label)
 
 
+def named_sequences(known: list[str], taken_at: list[datetime | None]) -> list[str]:
+    """Which photos were taken together: as the labels say, else by the time in their EXIF.
+
+    Photos that follow one another within an hour are of one sequence, whoever took them: better to leave out a stranger
+    as a photo's reference, when the index is calibrated, than a picture of the same scene.
+
+    Args:
+        known: sequences from the labels, empty where they do not say.
+        taken_at: times from the EXIF, None where it does not say.
+
+    Returns:
+        A name for each; empty where neither says.
+    """
+    names = list(known)
+    dated = sorted((taken, row) for row, taken in enumerate(taken_at) if taken is not None and not known[row])
+    number, last = 0, None
+    for taken, row in dated:
+        if last is None or taken - last > _SAME_OCCASION:
+            number += 1
+        names[row] = f"taken together {number}"
+        last = taken
+    return names
+
+
 def check_build(options: BuildOptions) -> None:
     """Raises InputError or OutputError for what can be known before a model is opened."""
     output = options.output
@@ -246,13 +285,18 @@ def check_build(options: BuildOptions) -> None:
         )
     if options.labels.is_dir() and options.images is not None:
         raise InputError("--images is for a CSV; with a folder the photos are the folder's own")
+    if not output.exists() and _is_index(_replaced(output)):
+        # A kill came between the two renames of `_write`: the old index goes back.
+        _replaced(output).replace(output)
     if output.exists() and not options.overwrite:
         raise OutputError(f"{output}: exists already", hint="choose another --output, or --overwrite to replace it")
-    if output.exists() and not (output / "manifest.json").is_file():
+    if output.exists() and not _is_index(output):
         raise OutputError(f"{output}: exists and is not an index, so it is not overwritten")
+    if options.errors.exists() and options.labels.is_file() and options.errors.samefile(options.labels):
+        raise UsageError(f"--errors {options.errors}: is the labels themselves", hint="choose another file")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        probe = output.with_name(output.name + ".tmp")
+        probe = output.with_name(output.name + ".probe")
         probe.mkdir(exist_ok=True)
         probe.rmdir()
     except OSError as error:
@@ -262,12 +306,23 @@ def check_build(options: BuildOptions) -> None:
         ) from error
 
 
+def _is_index(folder: Path) -> bool:
+    """Whether a folder is an index, damaged perhaps: a bundle, say, has a manifest too."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == INDEX_FORMAT
+
+
+def _replaced(output: Path) -> Path:
+    """Where an old index is while a new one takes its place."""
+    return output.with_name(f".{output.name}.replaced")
+
+
 def _write_report(options: BuildOptions, builder: _Builder) -> None:
     try:
-        if builder.failed:
-            write_error_report(options.errors, builder.failed)
-        else:
-            options.errors.unlink(missing_ok=True)
+        write_error_report(options.errors, builder.failed)
     except OSError as error:
         raise OutputError(f"{options.errors}: cannot be written: {(error.strerror or str(error)).lower()}") from error
 
@@ -277,16 +332,25 @@ def _write(options: BuildOptions, builder: _Builder, embedder: Embedder) -> None
     if not output.exists():
         write_index(output, builder.embeddings(), builder.references(), embedder.identity)
         return
-    # The old index is moved aside, not deleted, until the new one is whole.
-    old = output.with_name(output.name + ".old")
-    output.replace(old)
+    # The old index stays where it is until the new one is whole, so a kill costs at most the moment of the exchange.
+    new, old = output.with_name(f".{output.name}.new"), _replaced(output)
+    for left_over in (new, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    write_index(new, builder.embeddings(), builder.references(), embedder.identity)
     try:
-        write_index(output, builder.embeddings(), builder.references(), embedder.identity)
-    except BaseException:
-        old.replace(output)
+        output.replace(old)
+        try:
+            new.replace(output)
+        except BaseException:
+            old.replace(output)
+            raise
+    except BaseException as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{output}: the old index cannot be replaced: {(error.strerror or str(error)).lower()}"
+            ) from error
         raise
-    import shutil
-
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -16,15 +16,15 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from geoinfer.errors import OutputError, UsageError
 from geoinfer.integrity import atomic_file, canonical_json, sync_folder, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import FileIO
     from pathlib import Path
 
 try:
@@ -34,6 +34,8 @@ except ImportError:  # not a POSIX system: two runs on one output are then the u
 _LOCKS: Final = fcntl is not None
 
 _LEDGER: Final = "ledger.jsonl"
+_LOCK: Final = "lock"
+_LOCK_ATTEMPTS: Final = 10
 
 Row = dict[str, Any]
 
@@ -47,12 +49,14 @@ class Part:
         inputs: how many.
         counts: status to number of rows.
         digest: of all inputs' paths up to the end of this part, see `InputDigest`.
+        size_bytes: of its file.
     """
 
     number: int
     inputs: int
     counts: dict[str, int]
     digest: str
+    size_bytes: int
 
 
 class InputDigest:
@@ -88,7 +92,7 @@ class RunLedger:
         self.record_path = output.with_name(output.name + ".run.json")
         self.fingerprint = fingerprint
         self.parts: list[Part] = []
-        self._lock: BinaryIO | None = None
+        self._lock: FileIO | None = None
 
     def open(self, *, restart: bool) -> None:
         """Takes the lock and reads what is safe already.
@@ -105,9 +109,19 @@ class RunLedger:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             if self.output.is_dir():
                 raise OutputError(f"{self.output}: is a folder", hint="--output names a file")
-            had_folder = self.folder.is_dir()
-            self.folder.mkdir(exist_ok=True)
+            # The longest name that will be needed: better to learn now than at the end that it is too long.
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(self.record_path.with_name(self.record_path.name + ".tmp"))
             self._take_lock()
+            had_ledger = (self.folder / _LEDGER).exists()
+            try:
+                self._begin(restart=restart)
+            except BaseException:
+                if had_ledger:
+                    self.close()
+                else:
+                    self.discard()
+                raise
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
@@ -115,13 +129,6 @@ class RunLedger:
                 f"{self.output}: cannot be written here: {(error.strerror or str(error)).lower()}",
                 hint="choose another --output",
             ) from error
-        try:
-            self._begin(restart=restart)
-        except BaseException:
-            if not had_folder:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self.close()
-            raise
 
     @property
     def inputs(self) -> int:
@@ -159,8 +166,16 @@ class RunLedger:
         with atomic_file(self._part_path(number)) as file:
             for row in rows:
                 file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
-        part = Part(number, len(rows), counts, digest)
-        self._append({"part": part.number, "inputs": part.inputs, "counts": part.counts, "digest": part.digest})
+        part = Part(number, len(rows), counts, digest, self._part_path(number).stat().st_size)
+        self._append(
+            {
+                "part": part.number,
+                "inputs": part.inputs,
+                "counts": part.counts,
+                "digest": part.digest,
+                "bytes": part.size_bytes,
+            }
+        )
         self.parts.append(part)
 
     def rows(self) -> Iterator[Row]:
@@ -179,7 +194,14 @@ class RunLedger:
 
     def discard(self) -> None:
         """Clears the folder of a run that has nothing in it worth keeping."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        # The ledger goes first: parts without it mean nothing, so a kill half-way leaves no unfinished run behind.
+        # The lock goes last: until then nobody else begins a run in this folder.
+        with contextlib.suppress(OSError):
+            (self.folder / _LEDGER).unlink(missing_ok=True)
+            for path in self.folder.glob("part-*"):
+                path.unlink()
+            (self.folder / _LOCK).unlink()
+            self.folder.rmdir()
         self.close()
 
     def close(self) -> None:
@@ -198,22 +220,38 @@ class RunLedger:
         return self.folder / f"part-{number:06d}.jsonl"
 
     def _take_lock(self) -> None:
-        self._lock = (self.folder / "lock").open("a+b")
+        path = self.folder / _LOCK
+        for attempt in range(_LOCK_ATTEMPTS):
+            self.folder.mkdir(exist_ok=True)
+            try:
+                self._lock = path.open("a+b", buffering=0)
+                self._lock_file(self._lock)
+                if os.path.samestat(os.fstat(self._lock.fileno()), path.stat()):
+                    break
+            except FileNotFoundError:
+                if attempt == _LOCK_ATTEMPTS - 1:
+                    raise
+            # Another run ended between our steps and took its folder away, and with it what we locked: once more.
+            self.close()
+        assert self._lock is not None
+        with contextlib.suppress(OSError):  # who holds it is good to know, no more
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()}\n".encode())
+
+    def _lock_file(self, lock: FileIO) -> None:
         if not _LOCKS:
             return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read(64).decode(errors="replace").strip() or "another process"
-            self._lock.close()
-            self._lock = None
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read(64).decode(errors="replace").strip() or "another process"
+            self.close()
             raise OutputError(
                 f"{self.output}: {holder} is writing it", hint="wait for it, stop it, or choose another --output"
             ) from error
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()}\n".encode())
-        self._lock.flush()
+        except OSError:
+            return  # a file system without locks: two runs on one output are then the user's own affair
 
     def _begin(self, *, restart: bool) -> None:
         if restart:
@@ -231,13 +269,16 @@ class RunLedger:
                 hint="choose another --output, or --restart to replace it",
             )
         if finished is None:
+            # A record without its output says nothing any more, and must not be taken for this run's own.
+            self.record_path.unlink(missing_ok=True)
             self._append({"fingerprint": self.fingerprint})
 
     def _forget(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name != "lock":
-                path.unlink()
-        for path in (self.record_path, self.output):
+        (self.folder / _LEDGER).unlink(missing_ok=True)
+        for path in self.folder.glob("part-*"):
+            path.unlink()
+        # The record last: without it the output would be taken for somebody else's.
+        for path in (self.output, self.record_path):
             path.unlink(missing_ok=True)
 
     def _check_fingerprint(self, stored: Any, sentence: str) -> None:
@@ -266,11 +307,12 @@ class RunLedger:
                 if header is None:
                     header = entry["fingerprint"]  # type: ignore[index]
                 else:
-                    part = Part(entry["part"], entry["inputs"], entry["counts"], entry["digest"])  # type: ignore[index]
-                    if part.number != len(parts) or not self._part_path(part.number).is_file():
+                    assert isinstance(entry, dict)
+                    part = Part(entry["part"], entry["inputs"], entry["counts"], entry["digest"], entry["bytes"])
+                    if part.number != len(parts) or self._part_path(part.number).stat().st_size != part.size_bytes:
                         break
                     parts.append(part)
-            except (ValueError, KeyError, TypeError):
+            except (FileNotFoundError, AssertionError, ValueError, KeyError, TypeError):
                 break
             good += len(line)
         if good < len(content):

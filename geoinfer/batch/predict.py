@@ -13,8 +13,8 @@ import geoinfer
 from geoinfer.batch.ledger import InputDigest, RunLedger
 from geoinfer.batch.pipeline import Block, Pipeline
 from geoinfer.batch.rows import ESTIMATED, failed_row, ok_row
-from geoinfer.batch.writers import WITH_CANDIDATES, format_of, write_error_report, write_rows
-from geoinfer.errors import InputError, InterruptedRunError, OutputError, UsageError
+from geoinfer.batch.writers import WITH_CANDIDATES, check_error_report, format_of, write_error_report, write_rows
+from geoinfer.errors import InputError, InterruptedRunError, UsageError
 from geoinfer.images import Source, check_sources, discover, load_pixels
 
 if TYPE_CHECKING:
@@ -179,13 +179,17 @@ def run_predict(geolocator: Geolocator, options: PredictOptions, observer: RunOb
     """
     format_of(options.output)
     check_sources(options.sources)
-    if options.errors.absolute() == options.output.absolute():
+    if options.errors.resolve() == options.output.resolve():
         raise UsageError(f"--errors {options.errors}: is the output itself", hint="choose another file")
+    check_error_report(options.errors)
     with RunLedger(options.output, _fingerprint(geolocator, options)) as ledger:
         ledger.open(restart=options.restart)
         finished = ledger.finished_run() if not ledger.parts else None
         if finished is not None:
-            return _already_finished(options, finished, ledger)
+            try:
+                return _already_finished(options, finished)
+            finally:
+                ledger.discard()
         return _run(geolocator, options, observer, ledger)
 
 
@@ -193,7 +197,9 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
     inputs = _Inputs(options)
     resumed, digest = ledger.inputs, InputDigest()
     started = last_commit = time.perf_counter()
-    rows: list[dict[str, Any]] = []
+    # Rows that are in no part yet, and the digest of the inputs up to their end. Always replaced together, in one step:
+    # wherever a Ctrl-C comes, what it finds here can be committed.
+    pending: tuple[list[dict[str, Any]], str] = ([], "")
     try:
         _skip_done(inputs, ledger, digest, options.output)
         observer.started(resumed, ledger.counts["error"])
@@ -201,24 +207,28 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
             for block in pipeline:
                 assert block.answer is not None
                 assert len(block.answer) == len(block.sources)
-                rows += block.answer
                 for source in block.sources:
                     digest.add(source.path)
-                if len(rows) >= _COMMIT_ROWS or time.perf_counter() - last_commit >= _COMMIT_SECONDS:
-                    ledger.commit(rows, digest.value)
-                    rows, last_commit = [], time.perf_counter()
+                pending = (pending[0] + block.answer, digest.value)
+                if len(pending[0]) >= _COMMIT_ROWS or time.perf_counter() - last_commit >= _COMMIT_SECONDS:
+                    with _saving(options.output, ledger):
+                        ledger.commit(*pending)
+                    pending, last_commit = ([], ""), time.perf_counter()
         times = pipeline.times
-        if rows:
-            ledger.commit(rows, digest.value)
-            rows = []
+        if pending[0]:
+            with _saving(options.output, ledger):
+                ledger.commit(*pending)
+            pending = ([], "")
         if inputs.seen == 0:
             raise InputError(
                 f"no photos found in {', '.join(options.sources)}",
                 hint="folders are searched for files with an image's suffix, hidden ones left out",
             )
         observer.writing()
-        write_rows(options.output, ledger.rows())
-        write_error_report(options.errors, ledger.rows())
+        with _saving(options.output, ledger):
+            write_rows(options.output, ledger.rows())
+        with _saving(options.errors, ledger):
+            write_error_report(options.errors, ledger.rows())
         counts = ledger.counts
         summary = PredictSummary(
             inputs=ledger.inputs,
@@ -230,31 +240,36 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
             stage_seconds={"read and decode": times.prepare, "embed": times.embed, "search": times.finish},
         )
         assert summary.inputs == digest.count == summary.ok + summary.error + summary.skipped
-        ledger.finish(run_record(geolocator, summary, digest.value))
+        with _saving(ledger.record_path, ledger):
+            ledger.finish(run_record(geolocator, summary, digest.value))
     except KeyboardInterrupt:
-        # What is finished but not yet in a part need not be lost.
+        # What is finished but not yet in a part need not be lost; unless the commit itself was what was interrupted.
         with contextlib.suppress(OSError):
-            if rows:
-                ledger.commit(rows, digest.value)
+            if pending[0] and not (ledger.parts and ledger.parts[-1].digest == pending[1]):
+                ledger.commit(*pending)
+        again = "the same command without --restart" if options.restart else "the same command"
         raise InterruptedRunError(
             f"interrupted; {ledger.inputs} inputs are done and safe in {ledger.folder}",
-            hint="the same command goes on from there; add --restart to begin anew",
+            hint=f"{again} goes on from there" + ("" if options.restart else "; add --restart to begin anew"),
         ) from None
     except InputError:
         if ledger.inputs == 0:
             ledger.discard()
         raise
-    except OutputError:
-        raise
+    return summary
+
+
+@contextlib.contextmanager
+def _saving(path: Path, ledger: RunLedger) -> Iterator[None]:
+    """Around each write: a full disk interrupts the run, which can go on where it was."""
+    try:
+        yield
     except OSError as error:
-        if isinstance(error, InterruptedRunError):
-            raise
         raise InterruptedRunError(
-            f"{options.output}: cannot be written: {(error.strerror or str(error)).lower()}; {ledger.inputs} inputs "
+            f"{path}: cannot be written: {(error.strerror or str(error)).lower()}; {ledger.inputs} inputs "
             f"are done and safe in {ledger.folder}",
             hint="make room, then the same command goes on from there",
         ) from error
-    return summary
 
 
 def _pipeline(
@@ -332,7 +347,7 @@ def _skip_done(inputs: Iterable[Source], ledger: RunLedger, digest: InputDigest,
             )
 
 
-def _already_finished(options: PredictOptions, record: dict[str, Any], ledger: RunLedger) -> PredictSummary:
+def _already_finished(options: PredictOptions, record: dict[str, Any]) -> PredictSummary:
     digest = InputDigest()
     for source in _Inputs(options):
         digest.add(source.path)
@@ -342,7 +357,6 @@ def _already_finished(options: PredictOptions, record: dict[str, Any], ledger: R
             f"{digest.count} now)",
             hint="choose another --output, or --restart to replace it",
         )
-    ledger.discard()
     return PredictSummary(
         inputs=record["inputs"],
         ok=record["ok"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -35,7 +34,7 @@ def path_fields(path: bytes) -> dict[str, str]:
     """A path as text that any reader takes, and a way back to its bytes where they are not UTF-8.
 
     Returns:
-        `path`: the path itself, or with `\\xE9` where a byte is not UTF-8; `path_bytes`: empty, or the bytes
+        `path`: the path itself, or with `\\xe9` where a byte is not UTF-8; `path_bytes`: empty, or the bytes
         percent-encoded, from which `path_of` makes the path again.
     """
     try:
@@ -46,7 +45,7 @@ def path_fields(path: bytes) -> dict[str, str]:
 
 def path_of(row: dict[str, Any]) -> bytes:
     """The path that a row of a result speaks of; the inverse of `path_fields`."""
-    return unquote_to_bytes(row["path_bytes"]) if row.get("path_bytes") else os.fsencode(row["path"])
+    return unquote_to_bytes(row["path_bytes"]) if row.get("path_bytes") else row["path"].encode()
 
 
 def ok_row(
@@ -65,8 +64,8 @@ def ok_row(
         "latitude": _degrees(latitude),
         "longitude": _degrees(longitude),
         "radius_km": round(radius_km, 3),
-        "score": round(score, 6),
-        "top1_similarity": round(top1_similarity, 6),
+        "score": round(score, 6) + 0.0,
+        "top1_similarity": round(top1_similarity, 6) + 0.0,
         "error": "",
         "location_type": ESTIMATED,
     }
@@ -93,7 +92,7 @@ def failed_row(path: bytes, failure: ImageError) -> dict[str, Any]:
         "radius_km": None,
         "score": None,
         "top1_similarity": None,
-        "error": str(failure),
+        "error": _text(str(failure)),
         "location_type": "",
         "_failure": {"stage": failure.stage, "code": failure.code, "size_bytes": failure.size_bytes},
     }
@@ -110,6 +109,11 @@ def error_report_row(row: dict[str, Any]) -> dict[str, Any]:
         "size_bytes": "" if failure["size_bytes"] < 0 else failure["size_bytes"],
         "path_bytes": row["path_bytes"],
     }
+
+
+def _text(message: str) -> str:
+    # A library's message may quote bytes that are not UTF-8; one such row must not keep all others from the disk.
+    return message.encode(errors="backslashreplace").decode()
 
 
 def _degrees(value: float) -> float:

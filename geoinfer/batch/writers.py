@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
 import itertools
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS, error_report_row
-from geoinfer.errors import UsageError
+from geoinfer.errors import OutputError, UsageError
 from geoinfer.integrity import atomic_file
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ Row = dict[str, Any]
 FORMATS: Final = (".csv", ".jsonl", ".parquet", ".geojson")
 WITH_CANDIDATES: Final = (".jsonl", ".parquet")
 """The formats that have room for the candidates of an answer."""
+
+_REPORT_START: Final = ",".join(ERROR_COLUMNS[:5]).encode()
 
 # Row groups of a fixed size: the bytes must not depend on where a run was interrupted.
 _ROW_GROUP: Final = 65_536
@@ -53,19 +55,57 @@ def write_error_report(path: Path, rows: Iterable[Row]) -> None:
     _write_table(path, ERROR_COLUMNS, failed)
 
 
+def check_error_report(path: Path) -> None:
+    """Makes sure, before hours of work, that an error report can be written and that no other file is lost to it.
+
+    Raises:
+        OutputError: it cannot be, or a file is there that is no error report.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder", hint="--errors names a file")
+        start = b""
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            start = file.read(len(_REPORT_START))
+        with path.with_name(path.name + ".tmp").open("ab"):
+            pass
+        path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"{path}: the error report cannot be written here: {(error.strerror or str(error)).lower()}",
+            hint="choose another --errors",
+        ) from error
+    if start and start != _REPORT_START:
+        raise OutputError(f"{path}: exists already, and is no error report", hint="choose another --errors")
+
+
 def _write_csv(path: Path, rows: Iterable[Row]) -> None:
     _write_table(path, COLUMNS, rows)
 
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Row]) -> None:
     with atomic_file(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
-        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(_Lines(file), columns, extrasaction="ignore", lineterminator="\r\n")
         writer.writeheader()
         for row in rows:
             writer.writerow(row)
-        text.flush()
-        text.detach()
+
+
+class _Lines:
+    """Takes the csv module's lines, which end in CR LF, and writes them ending in LF.
+
+    Up to Python 3.12 it quotes a field for the sake of a line end only where that is its own: with LF alone it would
+    leave a CR bare, at which other readers break the row.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n").encode() + b"\n")
 
 
 def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:

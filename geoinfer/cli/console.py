@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
+
+import typer
+
+from geoinfer.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,12 +19,36 @@ if TYPE_CHECKING:
 _PLAIN_SECONDS: Final = 10.0
 
 
+def say(line: str) -> None:
+    """One line on standard error. Nothing is lost, and no run ends, when nobody can read it any more."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def answer(line: str) -> None:
+    """One line on standard output. A reader that went away, as `head` does, has what it wanted.
+
+    Raises:
+        OutputError: it cannot be written for another reason, such as a full disk.
+    """
+    try:
+        typer.echo(line)
+    except OSError as error:
+        # What is left in its buffer must not fail again when Python closes it.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            reason = (error.strerror or str(error)).lower()
+            raise OutputError(f"standard output: cannot be written: {reason}") from error
+
+
 class Console:
     """A `RunObserver` that renders. A context manager."""
 
-    def __init__(self, *, quiet: bool, count: Callable[[], int] | None = None) -> None:
+    def __init__(self, *, quiet: bool, count: Callable[[], int] | None = None, doing: str = "locating") -> None:
         """`count` says how many inputs there are; it is called in a thread of its own, as it may take a while."""
         self._quiet = quiet
+        self._doing = doing
         self._count = count
         self._lock = threading.Lock()
         self._total: int | None = None
@@ -36,7 +66,7 @@ class Console:
     def say(self, line: str) -> None:
         """One line, unless quiet."""
         if not self._quiet:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            say(line)
 
     def started(self, resumed: int, failed: int) -> None:
         """See `RunObserver`."""
@@ -106,7 +136,7 @@ class Console:
                 return Text(f"{(task.completed - resumed) / max(time.monotonic() - began, 1e-9):.1f}/s")
 
         self._bar = Progress(
-            TextColumn("locating"),
+            TextColumn(self._doing),
             BarColumn(),
             MofNCompleteColumn(),
             Rate(),

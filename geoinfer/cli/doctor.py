@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from geoinfer.cli.console import answer
 from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK, GeoInferError
 
 _PACKAGES = (
@@ -45,7 +46,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """
     report = examine()
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        answer(json.dumps(report, indent=2))
     else:
         _print(report)
     raise typer.Exit(EXIT_FAILED_INPUTS if report["problems"] else EXIT_OK)
@@ -90,19 +91,20 @@ def examine() -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    typer.echo(f"geoinfer {report['geoinfer']}, Python {report['python']}, {report['platform']}")
-    typer.echo(f"CPU:       {report['cpu_cores']} cores for this process")
-    typer.echo(f"GPU:       {'; '.join(report['gpus']) or 'none found'}")
-    typer.echo(f"providers: {', '.join(report['providers']) or 'none'}")
+    answer(f"geoinfer {report['geoinfer']}, Python {report['python']}, {report['platform']}")
+    answer(f"CPU:       {report['cpu_cores']} cores for this process")
+    answer(f"GPU:       {'; '.join(report['gpus']) or 'none found'}")
+    answer(f"providers: {', '.join(report['providers']) or 'none'}")
     formats = ", ".join(name if there else f"no {name}" for name, there in report["formats"].items())
-    typer.echo(f"formats:   {formats}")
-    typer.echo(f"bundle:    {report['shipped_bundle']}")
-    typer.echo("packages:  " + ", ".join(f"{name} {version}" for name, version in report["packages"].items()))
+    answer(f"formats:   {formats}")
+    answer(f"bundle:    {report['shipped_bundle']}")
+    answer("packages:  " + ", ".join(f"{name} {version}" for name, version in report["packages"].items()))
     for line in report["advice"]:
-        typer.echo(f"advice:    {line}")
+        answer(f"advice:    {line}")
     for line in report["problems"]:
-        typer.echo(f"problem:   {line}")
-    typer.echo("All well." if not report["problems"] else f"{len(report['problems'])} problems.")
+        answer(f"problem:   {line}")
+    count = len(report["problems"])
+    answer(f"{count} problem{'s' if count > 1 else ''}." if count else "All well.")
 
 
 def _version(name: str) -> str | None:
@@ -158,8 +160,6 @@ def _gpus_by_files() -> list[str]:
 
 
 def _formats() -> dict[str, bool]:
-    from importlib.util import find_spec
-
     from PIL import features
 
     return {
@@ -169,8 +169,17 @@ def _formats() -> dict[str, bool]:
         "TIFF": True,
         "AVIF": bool(features.check("avif")),
         "JPEG 2000": bool(features.check("jpg_2000")),
-        "HEIC": find_spec("pi_heif") is not None,
+        "HEIC": _has_heic(),
     }
+
+
+def _has_heic() -> bool:
+    # Imported, not looked for: its library may be there and not load.
+    try:
+        import pi_heif  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _shipped(problems: list[str]) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from geoinfer.cli import options
-from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK
+from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from geoinfer.batch.build import BuildOptions, BuildSummary
@@ -70,15 +69,19 @@ def build(
     from geoinfer.batch.build import BuildOptions, check_build, run_build
     from geoinfer.batch.predict import ErrorLimit
     from geoinfer.bundle import SHIPPED, is_bundle, open_bundle
-    from geoinfer.cli.console import Console
+    from geoinfer.cli.console import Console, answer, say
 
     limit = ErrorLimit.parse(max_errors)
     worker_count = options.checked_workers(workers)
     pixels = options.parsed_preprocessing(preprocessing)
     engine_path = engine or SHIPPED
+    if not output.name:
+        raise UsageError(f"--output {output}: expected the name of a new folder")
     build_errors = errors or output.with_name(f"{output.name}.errors.csv")
     run = BuildOptions(labels, images, output, build_errors, 1, worker_count, source, attribution, overwrite)
     check_build(run)
+    options.check_batch_size(batch_size)
+    options.check_written({"--errors": build_errors}, [str(labels)], output.parent)
     model_path = open_bundle(engine_path).model_path if is_bundle(engine_path) or engine is None else engine_path
     with open_embedder(model_path, device, preprocessing=pixels, threads=1) as embedder:
         run = BuildOptions(
@@ -86,20 +89,20 @@ def build(
             images=images,
             output=output,
             errors=build_errors,
-            batch_size=options.checked_batch_size(batch_size, embedder.device),
+            batch_size=options.chosen_batch_size(batch_size, embedder.device),
             workers=worker_count,
             source=source,
             attribution=attribution,
             overwrite=overwrite,
         )
-        with Console(quiet=quiet) as console:
+        with Console(quiet=quiet, doing="indexing") as console:
             console.say(f"device: {embedder.device} ({embedder.device_reason})")
             summary = run_build(embedder, run, console)
     if not quiet:
         for line in _lines(run, summary):
-            typer.echo(line)
+            answer(line)
     if limit.exceeded(summary.error, summary.inputs):
-        print(f"geoinfer: {summary.error} photos failed, more than --max-errors {max_errors}", file=sys.stderr)  # noqa: T201
+        say(f"geoinfer: {summary.error} photos failed, more than --max-errors {max_errors}")
         raise typer.Exit(EXIT_FAILED_INPUTS)
     raise typer.Exit(EXIT_OK)
 
@@ -115,6 +118,7 @@ def info(
     Example:
       geoinfer index info my-index
     """
+    from geoinfer.cli.console import answer
     from geoinfer.index import open_index, read_index_manifest
 
     manifest = read_index_manifest(folder, verify=verify)
@@ -130,21 +134,21 @@ def info(
             "extent": extent,
             "files": manifest.files,
         }
-        typer.echo(json.dumps(values, indent=2, ensure_ascii=False))
+        answer(json.dumps(values, indent=2, ensure_ascii=False))
         return
     total = sum(file["bytes"] for file in manifest.files.values())
-    typer.echo(f"{folder}: a {manifest.kind} index of {manifest.size} references, {total / 1e6:.1f} MB")
-    typer.echo(f"  made by:    {manifest.embedder}")
-    typer.echo(
+    answer(f"{folder}: a {manifest.kind} index of {manifest.size} references, {total / 1e6:.1f} MB")
+    answer(f"  made by:    {manifest.embedder}")
+    answer(
         f"  coverage:   {manifest.geocells} geocells (S2 level 6), latitude {extent[0]:.2f} to {extent[2]:.2f}, "
         f"longitude {extent[1]:.2f} to {extent[3]:.2f}"
     )
-    typer.echo(f"  calibrated: on {manifest.calibrated_on} references, each located by the others")
-    typer.echo("  checksums:  good")
+    answer(f"  calibrated: on {manifest.calibrated_on} references, each located by the others")
+    answer("  checksums:  good")
 
 
-app.command("build")(build)
-app.command("info")(info)
+app.command("build", short_help="Make an index of photos whose place is known.")(build)
+app.command("info", short_help="Say what is in an index.")(info)
 
 
 def _lines(run: BuildOptions, summary: BuildSummary) -> list[str]:

@@ -13,7 +13,7 @@ def info(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[BUNDLE|MODEL]", help="A bundle's folder or an .onnx model.", show_default="shipped bundle"
+            metavar="BUNDLE|MODEL", help="A bundle's folder or an .onnx model.", show_default="shipped bundle"
         ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the checksums of large files too.")] = False,
@@ -27,6 +27,7 @@ def info(
       geoinfer info vit.onnx
     """
     from geoinfer.bundle import SHIPPED, is_bundle
+    from geoinfer.cli.console import answer
     from geoinfer.errors import InputError, ModelError
 
     target = path or SHIPPED
@@ -36,13 +37,13 @@ def info(
         raise ModelError(f"{target}: this is an index", hint=f"geoinfer index info {target}")
     values = _bundle(target, verify=verify) if target.is_dir() or is_bundle(target) else _model(target)
     if as_json:
-        typer.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
+        answer(json.dumps(values, indent=2, ensure_ascii=False, default=str))
         return
     width = max(len(key) for key in values)
     for key, value in values.items():
         lines = value if isinstance(value, list) else [value]
         for number, line in enumerate(lines):
-            typer.echo(f"{(key + ':') if number == 0 else '':<{width + 1}} {line}")
+            answer(f"{(key + ':') if number == 0 else '':<{width + 1}} {line}")
 
 
 def _bundle(folder: Path, *, verify: bool) -> dict[str, Any]:

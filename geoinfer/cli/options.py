@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from geoinfer.errors import UsageError
+from geoinfer.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from geoinfer.images import Preprocessing
 
 Engine = Annotated[
@@ -31,8 +33,9 @@ Pixels = Annotated[
     str | None,
     typer.Option(
         "--preprocessing",
-        help="For a model without metadata: size=224,resize=crop|squash,interpolation=bicubic,mean=imagenet,"
-        "std=0.5/0.5/0.5.",
+        help="The pixels that a model without metadata wants: size=224,resize=squash and, joined by commas likewise, "
+        "interpolation=bicubic, mean=imagenet, std=0.5/0.5/0.5.",
+        metavar="PIXELS",
     ),
 ]
 MaxErrors = Annotated[
@@ -57,17 +60,65 @@ def checked_workers(workers: int | None) -> int:
     return workers or available_cores()
 
 
-def checked_batch_size(batch_size: int | None, device: str) -> int:
-    """`--batch-size` or its default for the device.
-
-    Raises:
-        UsageError: below 1 or above 4096.
-    """
-    from geoinfer.batch.predict import CPU_BATCH, GPU_BATCH
-
+def check_batch_size(batch_size: int | None) -> None:
+    """Raises UsageError for a `--batch-size` below 1 or above 4096."""
     if batch_size is not None and not 1 <= batch_size <= 4096:
         raise UsageError(f"--batch-size {batch_size}: expected 1 to 4096")
+
+
+def chosen_batch_size(batch_size: int | None, device: str) -> int:
+    """`--batch-size` or its default for the device."""
+    from geoinfer.batch.predict import CPU_BATCH, GPU_BATCH
+
     return batch_size or (CPU_BATCH if device == "cpu" else GPU_BATCH)
+
+
+def check_written(files: dict[str, Path], inputs: Iterable[str], made: Path) -> None:
+    """Finds out before a run what would stop it from writing a file at its end, or make it overwrite an original.
+
+    Args:
+        files: option to the file that it names.
+        inputs: what the run reads, as the user typed it.
+        made: a folder that the run makes if it is not there.
+
+    Raises:
+        UsageError: two of the files are one, or one is an input or is called like a photo.
+        OutputError: it is a folder, or is in one that is missing or cannot be written to.
+    """
+    from geoinfer.images.discover import IMAGE_SUFFIXES
+    from geoinfer.images.read import RAW_SUFFIXES
+
+    read = {status for name in inputs if (status := _file_id(name.removeprefix("@"))) is not None}
+    seen: dict[str, str] = {}
+    for option, path in files.items():
+        if path.is_dir():
+            raise OutputError(f"{option} {path}: is a folder", hint=f"{option} names a file")
+        real = os.path.realpath(path)
+        if real in seen:
+            raise UsageError(f"{option} {path}: is the file of {seen[real]} too", hint="choose another file")
+        seen[real] = option
+        if os.fsencode(path.suffix.lower()) in IMAGE_SUFFIXES | RAW_SUFFIXES:
+            raise UsageError(
+                f"{option} {path}: is called like a photo", hint="choose another file; photos are only read"
+            )
+        if _file_id(path) in read:
+            raise UsageError(f"{option} {path}: is an input", hint="choose another file; inputs are only read")
+        if path.parent == made and not made.exists():
+            continue
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"{option} {path}: there is no folder {path.parent}", hint="make it, or choose another file"
+            )
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise OutputError(f"{option} {path}: cannot be written: permission denied", hint="choose another file")
+
+
+def _file_id(path: str | Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def parsed_preprocessing(text: str | None) -> Preprocessing | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +80,7 @@ def predict(
     """Locate photos: one row each, with latitude, longitude and an error radius."""
     from geoinfer.batch.predict import ErrorLimit, PredictOptions, Shard, run_predict
     from geoinfer.batch.writers import format_of
-    from geoinfer.cli.console import Console
+    from geoinfer.cli.console import Console, answer, say
     from geoinfer.errors import UsageError
     from geoinfer.geolocator import Geolocator
     from geoinfer.images import check_sources
@@ -94,21 +94,28 @@ def predict(
     if not 0 <= top <= 100:
         raise UsageError(f"--top {top}: expected 0 to 100")
     worker_count = options.checked_workers(workers)
+    options.check_batch_size(batch_size)
+    pixels = options.parsed_preprocessing(preprocessing)
     check_sources(sources)
+    errors = errors or output.with_name(f"{output.stem}.errors.csv")
+    written = {"--output": output, "the run's record": output.with_name(f"{output.name}.run.json"), "--errors": errors}
+    if summary_json is not None:
+        written["--summary-json"] = summary_json
+    options.check_written(written, sources, output.parent)
     with Geolocator.open(
         engine,
         index,
         device=device,
         k=k,
         aggregate=aggregate,  # type: ignore[arg-type]  # checked by what it is given to
-        preprocessing=options.parsed_preprocessing(preprocessing),
+        preprocessing=pixels,
         threads=1,
     ) as geolocator:
         run = PredictOptions(
             sources=tuple(sources),
             output=output,
-            errors=errors or output.with_name(f"{output.stem}.errors.csv"),
-            batch_size=options.checked_batch_size(batch_size, geolocator.embedder.device),
+            errors=errors,
+            batch_size=options.chosen_batch_size(batch_size, geolocator.embedder.device),
             workers=worker_count,
             top=top,
             shard=share,
@@ -119,17 +126,15 @@ def predict(
             console.say(f"device: {embedder.device} ({embedder.device_reason})")
             summary = run_predict(geolocator, run, console)
         code = EXIT_FAILED_INPUTS if limit.exceeded(summary.error, summary.inputs) else EXIT_OK
-        if not quiet:
-            for line in _lines(geolocator, run, summary):
-                typer.echo(line)
-        if geolocator.notice:
-            print(f"note: {geolocator.notice}", file=sys.stderr)  # noqa: T201
         if summary_json is not None:
             _write_summary(summary_json, _summary(geolocator, run, summary, code))
+        if not quiet:
+            for line in _lines(geolocator, run, summary):
+                answer(line)
+        if geolocator.notice:
+            say(f"note: {geolocator.notice}")
     if code != EXIT_OK and not quiet:
-        print(  # noqa: T201
-            f"geoinfer: {summary.error} inputs failed, more than --max-errors {max_errors}", file=sys.stderr
-        )
+        say(f"geoinfer: {summary.error} inputs failed, more than --max-errors {max_errors}")
     raise typer.Exit(code)
 
 
@@ -137,11 +142,12 @@ predict.__doc__ = (predict.__doc__ or "") + "\n\n" + _EPILOG
 
 
 def _counter(run: PredictOptions) -> Callable[[], int] | None:
-    """Counts the inputs; None where that would use them up."""
+    """Counts the inputs; None where that would use them up: standard input, or a list that is a pipe."""
     from geoinfer.images import discover
 
-    if "-" in run.sources:
-        return None
+    for name in run.sources:
+        if name == "-" or (name.startswith("@") and not os.path.lexists(name) and not os.path.isfile(name[1:])):
+            return None
     return lambda: sum(run.shard is None or run.shard.holds(source.path) for source in discover(run.sources))
 
 

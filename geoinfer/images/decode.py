@@ -8,12 +8,20 @@ only the region which survives the crop is resampled. (Its scales above 1/2 are 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+import glob
 import io
+import logging
+import os
+import re
 import struct
 import warnings
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import PIL
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
@@ -21,6 +29,8 @@ from geoinfer.errors import ImageError
 from geoinfer.images.read import read_image_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from geoinfer.images.preprocessing import Preprocessing
@@ -28,8 +38,11 @@ if TYPE_CHECKING:
 MAX_PIXELS: Final = 178_956_970
 """A picture of more pixels is refused before it is decoded; it is the limit at which Pillow itself speaks of a bomb."""
 
-# Pillow warns at half of that limit; geoinfer's own limit answers the same question, per file and with an error row.
+# Pillow warns at half of that limit, and of damaged metadata. A run of a million photos answers per file, with an error
+# row, and keeps the terminal free. (`catch_warnings` would be of no use: it is not safe among threads.)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _RESAMPLING: Final = {
     "nearest": Image.Resampling.NEAREST,
@@ -61,6 +74,8 @@ _TRANSPOSES: Final = {
 }
 # Decoding to twice the target leaves the resampling filter enough to work with (mean difference 0.2 of 255 on 12 MP).
 _JPEG_OVERSAMPLING: Final = 2
+# What simplejpeg takes for an error though nothing of the picture is missing: header fields of an unusual value.
+_HARMLESS_IN_JPEG: Final = ("JFIF revision", "Adobe color transform", "Invalid SOS parameters")
 # Passed to simplejpeg: scales between 1/2 and 1 take longer than decoding in full, and blur differently.
 _JPEG_MIN_FACTOR: Final = 2
 
@@ -99,9 +114,13 @@ def decode_pixels(data: bytes, kind: str, preprocessing: Preprocessing) -> NDArr
             if decoded is not None:
                 return decoded
         image = open_lazily(data, kind)
-        # Asked first, while the file is only opened: converting may drop what carries it.
+        try:
+            image.load()
+        except Exception as error:
+            raise _damaged(error, data, kind) from error
+        # Asked between the two: loading a TIFF turns it upright, and converting may drop what carries the orientation.
         orientation = _orientation(image)
-        return _resize(_to_rgb(image), orientation, preprocessing)
+        return _resize(_to_rgb(image, data, kind), orientation, preprocessing)
     except ImageError as error:
         error.size_bytes = len(data)
         raise
@@ -129,10 +148,10 @@ def oriented_size(width: int, height: int, orientation: int) -> tuple[int, int]:
 
 
 def _decode_jpeg(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | None:
-    """By libjpeg-turbo; None for the kinds that it leaves to Pillow (CMYK, odd sampling)."""
+    """By libjpeg-turbo; None for the kinds that it leaves to Pillow (CMYK, odd sampling, harmless oddities)."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except Exception:  # noqa: BLE001 - besides ValueError it raises KeyError where the header ends early
         return None
     _check_pixels(width, height)
     if colorspace not in ("RGB", "YCbCr", "Gray"):
@@ -140,24 +159,28 @@ def _decode_jpeg(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]
     orientation = jpeg_orientation(data)
     # The crop keeps the shorter side whole, squashing keeps both: either way both sides must stay twice the target.
     minimum = min(preprocessing.size * _JPEG_OVERSAMPLING, width, height)
+    if minimum == 1:  # one pixel wide or high at every scale, which says nothing of the other side
+        minimum = max(width, height)
     try:
-        array = _decompress(data, minimum, strict=True)
-    except ValueError as error:
-        message = str(error)
-        if "premature end" in message.lower():
-            raise ImageError("decode", "truncated", "the JPEG ends before the picture does") from error
-        if "extraneous bytes" not in message.lower():
-            raise ImageError("decode", "corrupt", f"the JPEG is damaged: {message.strip().rstrip('.')}") from error
-        # Some cameras pad between segments. The picture is whole, and every viewer shows it.
-        array = _decompress(data, minimum, strict=False)
+        try:
+            array = _decompress(data, min(minimum, width), min(minimum, height))
+        except ValueError as error:
+            if "extraneous bytes" not in str(error):
+                raise
+            # Some cameras pad between segments, which every viewer accepts. In the picture itself it means damage.
+            array = _decompress(_without_padding(data), min(minimum, width), min(minimum, height))
+    except Exception as error:
+        if any(words in str(error) for words in _HARMLESS_IN_JPEG):
+            return None  # The picture may well be whole, and every viewer shows it. Pillow says whether it ends early.
+        raise _damaged(error, data, "jpeg") from error
     # The scale itself, not the ratio of the sizes: those are rounded up, and the last row and column are part empty.
     scale = round(8 * array.shape[1] / width) / 8 if width >= height else round(8 * array.shape[0] / height) / 8
     return _resize(Image.fromarray(array), orientation, preprocessing, full_size=(width, height), scale=scale)
 
 
-def _decompress(data: bytes, minimum: int, *, strict: bool) -> NDArray[np.uint8]:
+def _decompress(data: bytes, min_width: int, min_height: int) -> NDArray[np.uint8]:
     array: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        data, "RGB", min_width=minimum, min_height=minimum, min_factor=_JPEG_MIN_FACTOR, strict=strict
+        data, "RGB", min_width=min_width, min_height=min_height, min_factor=_JPEG_MIN_FACTOR, strict=True
     )
     return array
 
@@ -167,28 +190,60 @@ def jpeg_orientation(data: bytes) -> int:
 
     Written out because it is asked of every photo: a whole EXIF reader costs more than the answer is worth, and its
     Python code would hold up the other decoding threads. Layout: JPEG segments (ITU-T T.81, annex B), a TIFF header
-    and its first directory (TIFF 6.0, section 2).
+    and its first directory (TIFF 6.0, section 2). Where the EXIF does not say, the XMP is asked, as Pillow does.
     """
+    in_exif: int | None = None
+    in_xmp = 1
+    for marker, start, end in _header_segments(data):
+        body = start + 4
+        if marker == 0xE1 and in_exif is None and data.startswith(b"Exif\0\0", body):
+            in_exif = _tiff_orientation(data[body + 6 : end])
+            if in_exif is not None:
+                return in_exif
+        elif marker == 0xE1 and data.startswith(_XMP, body):
+            match = _XMP_ORIENTATION.search(data, body, end)
+            in_xmp = int(match[1]) if match else 1
+    return in_xmp
+
+
+def _header_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment before a JPEG's picture; padding and fill bytes lie in none of them."""
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        if marker in (0xDA, 0xD9):  # the picture begins, or ends: no metadata after this
-            return 1
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        segment = position + 4
-        if marker == 0xE1 and data[segment : segment + 6] == b"Exif\0\0":
-            return _tiff_orientation(data[segment + 6 : position + 2 + length])
-        position += 2 + length
-    return 1
+    while (found := _MARKER.search(data, position)) is not None:
+        start = found.end() - 2
+        marker = data[start + 1]
+        if marker in (0xDA, 0xD9):  # the picture begins, or ends
+            return
+        end = start + 2
+        if marker != 0x01 and not 0xD0 <= marker <= 0xD8:  # these stand alone
+            end += int.from_bytes(data[end : end + 2], "big")
+            yield marker, start, end
+        position = end
 
 
-def _tiff_orientation(tiff: bytes) -> int:
+def _without_padding(data: bytes) -> bytes:
+    kept = [data[:2]]
+    position = 2
+    for _, start, end in _header_segments(data):
+        kept.append(data[start:end])
+        position = end
+    picture = data.find(b"\xff\xda", position)
+    if picture < 0:
+        return data
+    return b"".join((*kept, _PADDED_END.sub(b"\0\0\xff\xd9", data[picture:])))
+
+
+_PADDED_END: Final = re.compile(rb"(?<!\0)\0{3,}\xff\xd9")
+_MARKER: Final = re.compile(rb"\xff[^\xff\0]")
+_XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+
+
+def _tiff_orientation(tiff: bytes) -> int | None:
+    """Of a directory that has one, 1 when it is nonsense; None of one that does not."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
-        return 1
+        return None
     try:
         (offset,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, offset)
@@ -199,8 +254,8 @@ def _tiff_orientation(tiff: bytes) -> int:
                 (value,) = struct.unpack_from(order + ("I" if kind == 4 else "H"), tiff, offset + 2 + 12 * entry + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:
-        return 1
-    return 1
+        return None
+    return None
 
 
 def open_lazily(data: bytes, kind: str) -> Image.Image:
@@ -211,18 +266,71 @@ def open_lazily(data: bytes, kind: str) -> Image.Image:
     """
     if kind == "heif":
         _register_heif()
+    elif kind == "tiff":
+        _silence_libtiff()
     try:
-        image = Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS[kind])
+        image = _open(data, kind)
     except Image.DecompressionBombError as error:
         raise ImageError("decode", "too_many_pixels", f"more than the {MAX_PIXELS} pixels allowed") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            "decode", "corrupt", f"the header says {kind.upper()} but it cannot be opened as one"
-        ) from error
     except Exception as error:
-        raise _damaged(error, kind) from error
+        raise _damaged(error, data, kind) from error
     _check_pixels(*image.size)
     return image
+
+
+def _open(data: bytes, kind: str) -> Image.Image:
+    if kind == "heif":
+        data = _with_readable_item_types(data)
+    try:
+        return Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS[kind])
+    except ValueError as error:
+        # Pillow's limits on text (1 MiB compressed, 64 MiB in all) would cost a picture that is not affected by it.
+        if kind == "png" and "text" in str(error).lower():
+            return Image.open(io.BytesIO(_without_text(data)), formats=_PILLOW_FORMATS[kind])
+        raise
+
+
+def _with_readable_item_types(heif: bytes) -> bytes:
+    """Turns what is not ASCII in the types of a HEIC's items into question marks.
+
+    One such byte, as a damaged file may hold, makes pi-heif 1.4 crash the process. An `infe` box (ISO/IEC 14496-12,
+    8.11.6) is its length, name, version and flags, identifier, protection, and from there on its type and names.
+    """
+    clean = bytearray(heif)
+    with contextlib.suppress(struct.error):
+        for name, begin, finish in _iso_boxes(heif):
+            at = heif.find(b"infe", begin, finish) if name == b"meta" else -1
+            while at >= 0:
+                start = at + (14 if heif[at + 4 : at + 5] == b"\3" else 12)
+                end = min(at - 4 + int.from_bytes(heif[at - 4 : at], "big"), finish)
+                clean[start:end] = bytes(byte if byte < 128 else 63 for byte in heif[start:end])
+                at = heif.find(b"infe", at + 4, finish)
+    return bytes(clean)
+
+
+def _iso_boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of each outermost box (ISO/IEC 14496-12, 4.2); struct.error where a header ends early."""
+    position = 0
+    while position < len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, position + 8)
+        end = position + length if length else len(data)
+        yield data[position + 4 : position + 8], position, end
+        if length == 0 or length < 8:
+            return
+        position = end
+
+
+def _without_text(png: bytes) -> bytes:
+    kept = [png[:8]]
+    position = 8
+    while position + 8 <= len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4], "big")
+        if png[position + 4 : position + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(png[position:end])
+        position = end
+    return b"".join(kept)
 
 
 def _register_heif() -> None:
@@ -235,7 +343,25 @@ def _register_heif() -> None:
             "HEIC needs the package pi-heif",
             hint="pip install 'geoinfer-toolkit[heic]'",
         ) from error
-    pi_heif.register_heif_opener()
+    # Nothing but the picture itself is asked for: the less of a damaged file is read, the less can go wrong.
+    pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keeps libtiff from printing to standard error; what it says comes as an exception as well.
+
+    Pillow gives no way to ask for that. Its wheels carry the library in one of these folders; elsewhere (a Pillow of
+    a Linux distribution) it stays talkative.
+    """
+    folder = os.path.dirname(PIL.__file__)
+    for pattern in ("../pillow.libs/libtiff-*.so*", ".dylibs/libtiff*.dylib"):
+        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+            with contextlib.suppress(OSError, AttributeError):
+                library = ctypes.CDLL(path)
+                for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                    handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                    handler(None)
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -255,10 +381,9 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Decodes and converts any mode to RGB; transparency is laid over white, 16 bits are scaled to 8."""
+def _to_rgb(image: Image.Image, data: bytes, kind: str) -> Image.Image:
+    """Converts any mode to RGB; transparency is laid over white, 16 bits are scaled to 8."""
     try:
-        image.load()
         if image.mode == "RGB" and "transparency" not in image.info:
             return image
         if image.mode.startswith("I") or image.mode == "F":
@@ -270,7 +395,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             return canvas.convert("RGB")
         return image.convert("RGB")
     except Exception as error:
-        raise _damaged(error, (image.format or "image").lower()) from error
+        raise _damaged(error, data, kind) from error
 
 
 def _wide_to_rgb(image: Image.Image) -> Image.Image:
@@ -285,16 +410,78 @@ def _wide_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _damaged(error: Exception, kind: str) -> ImageError:
-    message = str(error) or type(error).__name__
+def _damaged(error: Exception, data: bytes, kind: str) -> ImageError:
+    message = str(error).strip().rstrip(".") or type(error).__name__
     lowered = message.lower()
     if isinstance(error, MemoryError):
         return ImageError("decode", "unsupported_variant", f"this {kind.upper()} needs more memory than there is")
-    if any(word in lowered for word in ("truncated", "unexpected end", "end of file", "eof", "not enough data")):
+    if any(word in lowered for word in _SAYS_TRUNCATED) or _ends_early(data, kind):
         return ImageError("decode", "truncated", f"the {kind.upper()} ends before the picture does")
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError("decode", "corrupt", f"the header says {kind.upper()} but it cannot be opened as one")
     if "unsupported" in lowered or "not implemented" in lowered or isinstance(error, NotImplementedError):
         return ImageError("decode", "unsupported_variant", f"this kind of {kind.upper()} cannot be decoded: {message}")
     return ImageError("decode", "corrupt", f"the {kind.upper()} is damaged: {message}")
+
+
+_SAYS_TRUNCATED: Final = ("truncated", "unexpected end", "premature end", "end of file", "eof", "not enough data")
+
+
+def _ends_early(data: bytes, kind: str) -> bool:
+    """Whether the end of a file that could not be decoded is missing, by what its own headers say of its length."""
+    size = len(data)
+    try:
+        if kind == "jpeg":
+            # The picture's own end, not that of a thumbnail before it. (In JPEG data 0xff is always followed by 0.)
+            return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+        if kind == "png":
+            return b"IEND" not in data[-4096:]
+        if kind == "gif":
+            return not data.rstrip(b"\0").endswith(b";")
+        if kind == "webp":
+            return struct.unpack_from("<I", data, 4)[0] + 8 > size
+        if kind == "bmp":
+            return struct.unpack_from("<I", data, 2)[0] > size
+        if kind == "tiff":
+            return _tiff_ends_early(data)
+        if kind == "jpeg2000" and data.startswith(b"\xff\x4f"):
+            return not data.endswith(b"\xff\xd9")
+        boxes = {name: end for name, _, end in _iso_boxes(data)}  # HEIC, AVIF, JPEG 2000
+    except struct.error:  # a header ends early already
+        return True
+    else:
+        if kind == "jpeg2000":
+            return b"jp2c" not in boxes or not data.endswith(b"\xff\xd9")
+        return b"meta" not in boxes or max(boxes.values()) > size
+
+
+def _tiff_ends_early(data: bytes) -> bool:
+    order = "<" if data.startswith(b"II") else ">"
+    if data[2:4] in (b"+\0", b"\0+"):  # BigTIFF
+        return bool(struct.unpack_from(order + "Q", data, 8)[0] >= len(data))
+    (offset,) = struct.unpack_from(order + "I", data, 4)
+    (count,) = struct.unpack_from(order + "H", data, offset)
+    extents: dict[int, tuple[int, ...]] = {}
+    for entry in range(count):
+        at = offset + 2 + 12 * entry
+        tag, kind, values = struct.unpack_from(order + "HHI", data, at)
+        if tag in _TIFF_EXTENTS and kind in (3, 4) and values <= len(data):
+            code, width = ("H", 2) if kind == 3 else ("I", 4)
+            if values * width > 4:
+                (at,) = struct.unpack_from(order + "I", data, at + 8)
+            else:
+                at += 8
+            extents[tag] = struct.unpack_from(f"{order}{values}{code}", data, at)
+    ends = [
+        start + length
+        for starts, lengths in ((273, 279), (324, 325))
+        for start, length in zip(extents.get(starts, ()), extents.get(lengths, ()), strict=False)
+    ]
+    return max(ends, default=0) > len(data)
+
+
+_TIFF_EXTENTS: Final = (273, 279, 324, 325)
+"""StripOffsets, StripByteCounts, TileOffsets, TileByteCounts (TIFF 6.0)."""
 
 
 def _resize(

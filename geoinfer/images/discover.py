@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import glob
 import heapq
+import itertools
 import os
+import stat
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -58,7 +60,8 @@ def discover(arguments: Iterable[str]) -> Iterator[Source]:
     """
     for argument in arguments:
         if argument == "-":
-            yield from _listed(sys.stdin.buffer, "standard input")
+            # Unbuffered: a thread that waits in the buffered reader when the process ends makes Python abort.
+            yield from _listed(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), "standard input")
         elif argument.startswith("@") and not os.path.lexists(argument):
             yield from _from_list_file(argument[1:])
         else:
@@ -72,18 +75,23 @@ def check_sources(arguments: Iterable[str]) -> None:
             continue
         if argument.startswith("@") and not os.path.lexists(argument):
             try:
-                with open(argument[1:], "rb"):
-                    continue
+                # A pipe is not opened: what writes into it would see it closed again.
+                if not stat.S_ISFIFO(os.stat(argument[1:]).st_mode):
+                    open(argument[1:], "rb").close()
             except OSError as error:
                 raise _unreadable_list(argument[1:], error) from error
+            continue
         path = os.fsencode(argument)
         if os.path.isdir(path):
             try:
                 os.scandir(path).close()
             except OSError as error:
                 raise _unreadable_folder(path, error) from error
-        elif not argument or (not os.path.lexists(path) and not glob.has_magic(argument)):
-            raise _missing(argument)
+        elif not os.path.lexists(path):
+            if not argument or not glob.has_magic(argument):
+                raise _missing(argument)
+            if not _matches(path):
+                raise _no_match(argument)
 
 
 def _missing(argument: str) -> InputError:
@@ -92,6 +100,10 @@ def _missing(argument: str) -> InputError:
     return InputError(
         f"{argument}: there is no such file or folder", hint="check the path; --help shows what an input can be"
     )
+
+
+def _no_match(argument: str) -> InputError:
+    return InputError(f"{argument}: no file matches this pattern")
 
 
 def _unreadable_list(name: str, error: OSError) -> InputError:
@@ -111,19 +123,69 @@ def _from_path(argument: str) -> Iterator[Source]:
     elif os.path.lexists(path):
         yield _source(path)
     elif glob.has_magic(argument):
-        matches = sorted(glob.glob(path, recursive=True))
+        matches = _matches(path)
         if not matches:
-            raise InputError(f"{argument}: no file matches this pattern")
+            raise _no_match(argument)
         seen: set[tuple[int, int]] = set()
+        walked: set[bytes] = set()
         for match in matches:
-            # `**` names folders and, again, everything in them: the folders themselves are then not walked.
+            # `**` may name a folder and, again, what is in it. The folder comes first, being shorter.
             if os.path.isdir(match):
-                if b"**" not in path:
-                    yield from _walk(match, seen, top=True)
-            elif _is_photo_name(match):
+                walked.add(match)
+                yield from _walk(match, seen, top=False)
+            elif _is_photo_name(match) and walked.isdisjoint(_parents(match)):
                 yield _source(match)
     else:
         raise _missing(argument)
+
+
+def _matches(pattern: bytes) -> list[bytes]:
+    """What a glob pattern names, in byte order; a folder stands for all that is in it.
+
+    `glob` itself knows `**` too, but goes round in loops of symbolic links, of which two already take it for ever.
+    """
+    parts = pattern.split(b"/")
+    if b"**" not in parts:
+        return sorted(glob.glob(pattern))
+    at = parts.index(b"**")
+    behind = list(itertools.dropwhile(lambda part: part == b"**", parts[at:]))
+    before, after = b"/".join(parts[:at]), b"/".join(behind)
+    tops = [b"/" if at else b""] if not before else [path for path in sorted(glob.glob(before)) if os.path.isdir(path)]
+    if not after:
+        return [top or b"." for top in tops]
+    found: set[bytes] = set()
+    seen: set[tuple[int, int]] = set()
+    for top in tops:
+        for folder in _folders(top, seen):
+            found.update(_matches(os.path.join(glob.escape(folder), after)))
+    return sorted(found)
+
+
+def _folders(top: bytes, seen: set[tuple[int, int]]) -> Iterator[bytes]:
+    """A folder and all below it, hidden ones left out, each once; those that cannot be read have nothing below."""
+    pending = [top]
+    while pending:
+        folder = pending.pop()
+        with contextlib.suppress(OSError):
+            identity = _identity(folder or b".")
+            if identity in seen:
+                continue
+            seen.add(identity)
+            yield folder
+            with os.scandir(folder or b".") as entries:
+                names = sorted(entry.name for entry in entries if not entry.name.startswith(b".") and _is_folder(entry))
+            pending += [os.path.join(folder, name) for name in reversed(names)]
+
+
+def _parents(path: bytes) -> Iterator[bytes]:
+    while (parent := os.path.dirname(path)) not in (path, b""):
+        yield parent
+        path = parent
+
+
+def _identity(folder: bytes) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _from_list_file(name: str) -> Iterator[Source]:
@@ -138,7 +200,11 @@ def _from_list_file(name: str) -> Iterator[Source]:
 
 def _listed(stream: BinaryIO, name: str) -> Iterator[Source]:
     """Paths from a stream: separated by NUL bytes if one is near the beginning, by line ends otherwise."""
-    buffer = _read_some(stream)
+    buffer = more = _read_some(stream)
+    # A slow pipe may give less than one path at first.
+    while more and b"\0" not in buffer and b"\n" not in buffer and len(buffer) <= _LONGEST_PATH:
+        more = _read_some(stream)
+        buffer += more
     # A path has no NUL byte and is shorter than this, so a NUL-separated list shows one here.
     separator = b"\0" if b"\0" in buffer[:_LONGEST_PATH] else b"\n"
     if buffer.startswith(b"\xef\xbb\xbf") and separator == b"\n":
@@ -176,10 +242,11 @@ def _listed_path(line: bytes, separator: bytes) -> Iterator[Source]:
 
 def _source(path: bytes) -> Source:
     """A named file. Whether it is there and is a photo turns out when it is read."""
-    return Source(path, _raw_problem(path))
+    return Source(path, raw_problem(path))
 
 
-def _raw_problem(path: bytes) -> ImageError | None:
+def raw_problem(path: bytes) -> ImageError | None:
+    """Why a camera's raw file is left out; None for any other name."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in RAW_SUFFIXES:
         return None
@@ -195,26 +262,35 @@ def _is_photo_name(path: bytes) -> bool:
 
 
 def _walk(folder: bytes, seen: set[tuple[int, int]], *, top: bool) -> Iterator[Source]:
-    try:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        with _sorted_names(folder) as names:
-            for entry in names:
-                # The last byte says what the entry is, see `_entries`.
-                path = os.path.join(folder, entry[:-1])
-                if entry.endswith(b"/"):
-                    yield from _walk(path, seen, top=False)
-                else:
-                    yield Source(path, _raw_problem(path))
-    except OSError as error:
-        if isinstance(error, InputError):
-            raise
-        if top:
-            raise _unreadable_folder(folder, error) from error
-        reason = (error.strerror or str(error)).lower()
-        yield Source(folder, ImageError("discover", "unreadable_folder", f"the folder cannot be read: {reason}"))
+    # A stack of its own: Python's would end at some 300 folders within folders.
+    walking: list[tuple[bytes, Iterator[bytes]]] = []
+    entered: bytes | None = folder
+    while entered is not None or walking:
+        if entered is not None:
+            try:
+                identity = _identity(entered)
+                if identity not in seen:
+                    seen.add(identity)
+                    walking.append((entered, _sorted_names(entered)))
+            except OSError as error:
+                if top and not walking:
+                    raise _unreadable_folder(entered, error) from error
+                reason = (error.strerror or str(error)).lower()
+                problem = ImageError("discover", "unreadable_folder", f"the folder cannot be read: {reason}")
+                yield Source(entered, problem)
+            entered = None
+            continue
+        parent, names = walking[-1]
+        entry = next(names, None)
+        if entry is None:
+            walking.pop()
+            continue
+        # The last byte says what the entry is, see `_entries`.
+        path = os.path.join(parent, entry[:-1])
+        if entry.endswith(b"/"):
+            entered = path
+        else:
+            yield Source(path, raw_problem(path))
 
 
 def _entries(folder: bytes) -> Iterator[bytes]:
@@ -237,8 +313,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _sorted_names(folder: bytes) -> Iterator[Iterator[bytes]]:
+def _sorted_names(folder: bytes) -> Iterator[bytes]:
     """A folder's entries in byte order: in memory, or, past 200,000, as sorted runs on the disk that are merged."""
     with contextlib.ExitStack() as stack:
         runs: list[BinaryIO] = []
@@ -252,11 +327,14 @@ def _sorted_names(folder: bytes) -> Iterator[Iterator[bytes]]:
                 runs.append(run)
                 batch = []
         batch.sort()
-        yield heapq.merge(batch, *(_read_run(run) for run in runs)) if runs else iter(batch)
+        # They are closed by their readers from here on.
+        stack.pop_all()
+    return heapq.merge(batch, *(_read_run(run) for run in runs)) if runs else iter(batch)
 
 
 def _read_run(run: BinaryIO) -> Iterator[bytes]:
     rest = b""
-    while chunk := run.read(1 << 16):
-        *names, rest = (rest + chunk).split(b"\0")
-        yield from names
+    with run:
+        while chunk := run.read(1 << 16):
+            *names, rest = (rest + chunk).split(b"\0")
+            yield from names

@@ -80,9 +80,9 @@ class Preprocessing:
         """
         if not isinstance(values, dict):
             raise UsageError(f"preprocessing is {type(values).__name__}; expected a JSON object")
-        unknown = sorted(set(values) - set(_KEYS))
+        unknown = sorted(map(str, set(values) - set(_KEYS)))
         if unknown:
-            raise UsageError(f"preprocessing has unknown {', '.join(map(str, unknown))}; known are {', '.join(_KEYS)}")
+            raise UsageError(f"preprocessing has unknown {', '.join(unknown)}; known are {', '.join(_KEYS)}")
         if "size" not in values:
             raise UsageError("preprocessing has no size")
         arguments = dict(values)

@@ -41,7 +41,7 @@ def sniff(head: bytes) -> tuple[str, bool] | None:
         return "webp", True
     if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "tiff", True
-    if head.startswith(b"BM"):
+    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_BYTES:
         return "bmp", True
     if head.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
         return "jpeg2000", True
@@ -57,6 +57,9 @@ def sniff(head: bytes) -> tuple[str, bool] | None:
         return "an XML or SVG document", False
     return None
 
+
+# The sizes that a bitmap's second header can have; without them every text that begins with BM would be a bitmap.
+_BMP_HEADER_BYTES: Final = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
 
 _FOREIGN: Final = (
     (b"%PDF", "a PDF document"),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MAX_K: Final = 100
 """The largest number of neighbours an answer may be made of: as many as calibration looks at."""
 
+_RANKED_AT_ONCE: Final = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Neighbors:
@@ -99,10 +101,12 @@ def rank(
         candidates: (q, c) int64 with c >= k, rows of `vectors`.
         k: how many to keep.
     """
-    if len(queries) == 0:
-        return Neighbors(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
-    chosen = vectors[candidates].astype(np.float64)
-    similarities = np.einsum("qd,qcd->qc", queries.astype(np.float64), chosen).astype(np.float32)
+    similarities = np.empty(candidates.shape, np.float32)
+    # Few queries at a time: their candidates are copied out in float64.
+    for start in range(0, len(queries), _RANKED_AT_ONCE):
+        some = slice(start, start + _RANKED_AT_ONCE)
+        chosen = vectors[candidates[some]].astype(np.float64)
+        similarities[some] = np.einsum("qd,qcd->qc", queries[some].astype(np.float64), chosen)
     order = np.lexsort((candidates, -similarities), axis=1)[:, :k]
     return Neighbors(np.take_along_axis(candidates, order, axis=1), np.take_along_axis(similarities, order, axis=1))
 
@@ -118,6 +122,7 @@ class References:
         attributions: licence and author to be named with it; may be empty strings.
         content_sha256: (n, 32) uint8, of the file's bytes.
         perceptual_hashes: (n, 32) uint8, see `geoinfer.images.near_duplicates`.
+        sequences: on which drive, walk or occasion it was taken; empty strings, or no list at all, where unknown.
     """
 
     ids: Sequence[str]
@@ -126,6 +131,7 @@ class References:
     attributions: Sequence[str]
     content_sha256: NDArray[np.uint8]
     perceptual_hashes: NDArray[np.uint8]
+    sequences: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.coordinates)

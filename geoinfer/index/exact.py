@@ -36,5 +36,5 @@ class ExactIndex:
         everyone = np.arange(self.size, dtype=np.int64)[None, :]
         parts = [rank(query[None, :], self._vectors, everyone, min(k, self.size)) for query in queries]
         if not parts:
-            return rank(queries, self._vectors, everyone, min(k, self.size))
+            return rank(queries, self._vectors, everyone[:0], min(k, self.size))
         return Neighbors(np.concatenate([p.ids for p in parts]), np.concatenate([p.similarities for p in parts]))

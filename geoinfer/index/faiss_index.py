@@ -26,15 +26,16 @@ def import_faiss() -> Any:
     """
     try:
         import faiss
-    except ImportError as error:
+
+        # Its defaults leave BLAS to batches of several hundred queries and multiply in blocks of 1024 references;
+        # measured on a million references of 256 dimensions, these were nine times faster (docs/architecture.md).
+        faiss.cvar.distance_compute_blas_threshold = 20
+        faiss.cvar.distance_compute_blas_database_bs = 16384
+    except (ImportError, AttributeError) as error:  # the second from a package that is half there
         raise MissingPackageError(
             f"FAISS cannot be imported: {error}",
             hint="pip install 'geoinfer-toolkit[cpu]' (or [gpu], never both); `geoinfer doctor` tells more",
         ) from error
-    # Its defaults leave BLAS to batches of several hundred queries and multiply in blocks of 1024 references; measured
-    # on a million references of 256 dimensions, these settings were nine times faster (docs/architecture.md).
-    faiss.cvar.distance_compute_blas_threshold = 20
-    faiss.cvar.distance_compute_blas_database_bs = 16384
     return faiss
 
 
@@ -57,28 +58,41 @@ class FaissFlatIndex:
         """Opens a file that `write` wrote.
 
         Raises:
-            IndexFolderError: it is no FAISS flat index with inner products.
+            IndexFolderError: it is no FAISS flat index with inner products, or holds values that are not finite.
         """
         faiss = import_faiss()
         try:
-            owner = faiss.read_index(str(path))
-        except RuntimeError as error:
+            # FAISS itself opens only names that are UTF-8.
+            with path.open("rb") as file:
+                owner = faiss.read_index(faiss.PyCallbackIOReader(file.read))
+        except OSError as error:
+            raise IndexFolderError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+        except (RuntimeError, MemoryError) as error:  # a damaged length asks for more memory than there is
             raise IndexFolderError(
                 f"{path}: FAISS cannot read it; the file is damaged", hint="copy or build the index again"
             ) from error
         index = faiss.downcast_index(owner)
-        if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        # Not isinstance: subclasses such as IndexFlatPanorama arrange their vectors differently.
+        if type(index) not in (faiss.IndexFlat, faiss.IndexFlatIP) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise IndexFolderError(f"{path}: a FAISS {type(index).__name__}; expected a flat index of inner products")
-        if index.ntotal == 0:
+        if index.ntotal == 0 or index.d == 0:
             raise IndexFolderError(f"{path}: the index is empty", hint="build the index again")
         self = cls.__new__(cls)
         self._faiss, self._owner, self._index = faiss, owner, index
         self._vectors = self._stored()
+        # With a NaN among its vectors FAISS answers -1. A product with ones finds it eight times sooner than isfinite.
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(self._vectors @ np.ones(self.dim, np.float32)).all()
+        if not finite:
+            raise IndexFolderError(
+                f"{path}: holds a value that is not finite; the file is damaged", hint="build the index again"
+            )
         return self
 
     def write(self, path: Path) -> None:
         """Writes the index in FAISS's own format."""
-        self._faiss.write_index(self._index, str(path))
+        with path.open("wb") as file:
+            self._faiss.write_index(self._index, self._faiss.PyCallbackIOWriter(file.write))
 
     @property
     def dim(self) -> int:
@@ -134,7 +148,15 @@ class FaissFlatIndex:
 
     def _stored(self) -> NDArray[np.float32]:
         flat = self._faiss.rev_swig_ptr(self._index.get_xb(), self.size * self.dim)
-        return np.asarray(flat).reshape(self.size, self.dim)
+        return np.asarray(_Kept(np.asarray(flat).reshape(self.size, self.dim), self._owner or self._index))
+
+
+class _Kept:
+    """An array over somebody's memory that keeps its owner alive, by NumPy's array interface."""
+
+    def __init__(self, array: NDArray[np.float32], owner: object) -> None:
+        self._owner = owner
+        self.__array_interface__ = array.__array_interface__
 
 
 def _default_threads() -> int:

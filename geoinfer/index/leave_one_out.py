@@ -11,6 +11,8 @@ from geoinfer.images.near_duplicates import NEAR_DUPLICATE_BITS, hash_distances
 from geoinfer.index.base import MAX_K
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from geoinfer.index.base import References
@@ -19,14 +21,15 @@ if TYPE_CHECKING:
 MAX_ROWS: Final = 2000
 """References that stand in as queries: enough to know a 90% quantile within about a percentage point."""
 
-# Room for copies among the candidates; a reference with more of them than this has a shorter list of neighbours.
+# Room for what is left out; where that does not do, as in long sequences, the search is repeated with more.
 _SPARE: Final = 64
+_WIDE: Final = 4096
 _BATCH: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveOneOut:
-    """Neighbours of a sample of the references, found without the reference itself and without its copies.
+    """Neighbours of a sample of the references, found without the reference itself and without its relatives.
 
     Attributes:
         rows: (m,) int64, which references.
@@ -42,8 +45,8 @@ class LeaveOneOut:
 def leave_one_out(index: FaissFlatIndex, references: References, *, max_rows: int = MAX_ROWS) -> LeaveOneOut:
     """Searches for each sampled reference among the others.
 
-    Left out as its own neighbours: the reference itself, a file of the same bytes or of the same name, and
-    near-duplicates by perceptual hash.
+    Left out as its own neighbours: the reference itself, a file of the same bytes or of the same name, near-duplicates
+    by perceptual hash, and photos of the same sequence. A new photo has no such relatives among the references.
 
     Args:
         index: of all references.
@@ -55,27 +58,59 @@ def leave_one_out(index: FaissFlatIndex, references: References, *, max_rows: in
     if size > max_rows:
         rows = np.sort(np.random.default_rng(0).choice(rows, max_rows, replace=False))
     columns = min(MAX_K, size - 1)
-    names: dict[str, int] = {}
-    name_of = np.array([names.setdefault(name, len(names)) for name in references.ids], dtype=np.int64)
     ids = np.full((len(rows), columns), -1, np.int64)
     similarities = np.zeros((len(rows), columns), np.float32)
     if columns == 0:
         return LeaveOneOut(rows, ids, similarities)
+    relatives = _Relatives(references)
     for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
-        found = index.search(index.vectors[part], min(MAX_K + _SPARE, size))
-        same_bytes = (references.content_sha256[found.ids] == references.content_sha256[part][:, None]).all(axis=-1)
-        distances = hash_distances(references.perceptual_hashes[found.ids], references.perceptual_hashes[part][:, None])
-        excluded = (
-            (found.ids == part[:, None])
-            | (name_of[found.ids] == name_of[part][:, None])
-            | same_bytes
-            | (distances <= NEAR_DUPLICATE_BITS)
-        )
-        # A stable sort of false before true keeps the order of those that stay.
-        kept = np.argsort(excluded, axis=1, kind="stable")[:, :columns]
-        gone = np.take_along_axis(excluded, kept, axis=1)
-        block = slice(start, start + len(part))
-        ids[block, : kept.shape[1]] = np.where(gone, -1, np.take_along_axis(found.ids, kept, axis=1))
-        similarities[block, : kept.shape[1]] = np.where(gone, 0.0, np.take_along_axis(found.similarities, kept, axis=1))
+        block = slice(start, min(start + _BATCH, len(rows)))
+        ids[block], similarities[block] = _search(index, relatives, rows[block], min(MAX_K + _SPARE, size), columns)
+        short = start + np.flatnonzero(ids[block, -1] < 0)
+        if len(short) and size > MAX_K + _SPARE:
+            ids[short], similarities[short] = _search(index, relatives, rows[short], min(_WIDE, size), columns)
     return LeaveOneOut(rows, ids, similarities)
+
+
+class _Relatives:
+    """Knows which references must not help to locate which."""
+
+    def __init__(self, references: References) -> None:
+        self._names = _numbered(references.ids)
+        self._sequences = _numbered(references.sequences or [""] * len(references))
+        self._in_sequence = np.array([bool(name) for name in references.sequences or [""] * len(references)])
+        self._references = references
+
+    def excluded(self, rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(m, c) bool for candidates (m, c) of rows (m,)."""
+        own = rows[:, None]
+        digests, hashes = self._references.content_sha256, self._references.perceptual_hashes
+        result: NDArray[np.bool_] = (
+            (candidates == own)
+            | (self._names[candidates] == self._names[own])
+            | (self._in_sequence[own] & (self._sequences[candidates] == self._sequences[own]))
+            | (digests[candidates] == digests[own]).all(axis=-1)
+            | (hash_distances(hashes[candidates], hashes[own]) <= NEAR_DUPLICATE_BITS)
+        )
+        return result
+
+
+def _search(
+    index: FaissFlatIndex, relatives: _Relatives, rows: NDArray[np.int64], found: int, columns: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The first `columns` of `found` neighbours that are no relatives: ids padded with -1, similarities with 0."""
+    neighbors = index.search(index.vectors[rows], found)
+    excluded = relatives.excluded(rows, neighbors.ids)
+    # A stable sort of false before true keeps the order of those that stay.
+    kept = np.argsort(excluded, axis=1, kind="stable")[:, :columns]
+    gone = np.take_along_axis(excluded, kept, axis=1)
+    return (
+        np.where(gone, -1, np.take_along_axis(neighbors.ids, kept, axis=1)),
+        np.where(gone, np.float32(0), np.take_along_axis(neighbors.similarities, kept, axis=1)),
+    )
+
+
+def _numbered(names: Sequence[str]) -> NDArray[np.int64]:
+    """Names to numbers: equal ones, and only those, to the same."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)

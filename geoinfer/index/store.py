@@ -2,12 +2,13 @@
 
 manifest.json          format version, size, embedder identity, checksums
 vectors.faiss          the embeddings, as a FAISS index
-references.parquet     id, latitude, longitude, source, attribution, content_sha256, perceptual_hash
+references.parquet     id, latitude, longitude, source, attribution, sequence, digests
 leave_one_out.npz      neighbours of a sample of the references among the others, for calibration
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +23,7 @@ from geoinfer.geodesy import as_coordinates
 from geoinfer.index.base import References
 from geoinfer.index.faiss_index import FaissFlatIndex
 from geoinfer.index.leave_one_out import LeaveOneOut, leave_one_out
-from geoinfer.integrity import write_json
+from geoinfer.integrity import sync_file, sync_folder, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,17 +87,19 @@ def write_index(
         embedder: what made the vectors.
 
     Raises:
-        ValueError: nothing to index, or lengths differ.
+        ValueError: nothing to index, or lengths or dimensions differ.
         OutputError: the folder exists or cannot be written.
     """
     if len(references) != len(vectors):
         raise ValueError(f"{len(vectors)} embeddings for {len(references)} references")
-    if folder.exists():
+    if os.path.lexists(folder):
         raise OutputError(f"{folder}: exists already")
     index = FaissFlatIndex(vectors)
+    if index.dim != embedder.dim:
+        raise ValueError(f"embeddings of {index.dim} dimensions from an embedder of {embedder.dim}")
     temporary = folder.with_name(folder.name + ".tmp")
+    _remove_leftovers(temporary)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         index.write(temporary / _VECTORS)
         _write_references(temporary / _REFERENCES, references)
@@ -120,12 +123,16 @@ def write_index(
                 "files": describe_files(temporary, [_VECTORS, _REFERENCES, _LEAVE_ONE_OUT]),
             },
         )
+        for name in (_VECTORS, _REFERENCES, _LEAVE_ONE_OUT):
+            sync_file(temporary / name)
         temporary.replace(folder)
-    except (OSError, RuntimeError) as error:  # FAISS reports a full disk as a RuntimeError
+        sync_folder(folder.parent)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OutputError):
+        if not isinstance(error, (OSError, RuntimeError)) or isinstance(error, OutputError):
             raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # FAISS reports a failed write as a RuntimeError of several lines.
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise OutputError(f"{folder}: the index cannot be written: {reason}") from error
     return read_index_manifest(folder)
 
@@ -141,7 +148,7 @@ def read_index_manifest(folder: Path, *, verify: bool = False) -> IndexManifest:
         InputError: there is no such folder.
         IndexFolderError: it is not an index, is of another version, or is damaged.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, it raises nothing, for a name that is too long, say
         raise InputError(
             f"{folder}: there is no such index", hint="`geoinfer index build` makes one; --index takes its folder"
         )
@@ -149,7 +156,7 @@ def read_index_manifest(folder: Path, *, verify: bool = False) -> IndexManifest:
     files = values["files"]
     missing = {_VECTORS, _REFERENCES, _LEAVE_ONE_OUT} - set(files)
     if missing:
-        raise IndexFolderError(f"{folder}: the manifest does not list {', '.join(sorted(missing))}")
+        raise IndexFolderError(f"{folder}/manifest.json: does not list {', '.join(sorted(missing))}")
     try:
         manifest = IndexManifest(
             kind=str(values["kind"]),
@@ -160,8 +167,14 @@ def read_index_manifest(folder: Path, *, verify: bool = False) -> IndexManifest:
             fingerprint=_fingerprint(files),
             files=files,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise IndexFolderError(f"{folder}/manifest.json: damaged: {error}", hint="build the index again") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise IndexFolderError(f"{folder}/manifest.json: damaged: {reason}", hint="build the index again") from error
+    if manifest.kind != "flat":
+        raise IndexFolderError(
+            f"{folder}/manifest.json: an index of kind {manifest.kind!r}; this geoinfer reads flat ones",
+            hint="install a geoinfer that fits, or build the index again",
+        )
     check_files(folder, files, IndexFolderError, verify=verify)
     return manifest
 
@@ -181,11 +194,29 @@ def open_index(folder: Path) -> StoredIndex:
     sizes = {manifest.size, index.size, len(references)}
     if len(sizes) != 1 or index.dim != manifest.embedder.dim:
         raise IndexFolderError(
-            f"{folder}: the manifest speaks of {manifest.size} references of {manifest.embedder.dim} dimensions, the "
+            f"{folder}: manifest.json speaks of {manifest.size} references of {manifest.embedder.dim} dimensions, the "
             f"FAISS index holds {index.size} of {index.dim}, the table {len(references)}",
             hint="build the index again",
         )
+    if len(held_out.rows) != manifest.calibrated_on:
+        raise IndexFolderError(
+            f"{folder / _LEAVE_ONE_OUT}: holds {len(held_out.rows)} references, manifest.json says "
+            f"{manifest.calibrated_on}",
+            hint="build the index again",
+        )
     return StoredIndex(folder, manifest, index, references, held_out)
+
+
+def _remove_leftovers(temporary: Path) -> None:
+    """Removes what a killed run left behind, and nothing else that happens to have the name."""
+    ours = {_VECTORS, _REFERENCES, _LEAVE_ONE_OUT, "manifest.json", "manifest.json.tmp"}
+    others = sorted(set(os.listdir(temporary)) - ours) if os.path.isdir(temporary) else []
+    if others:
+        raise OutputError(
+            f"{temporary}: holds {others[0]}, and an index is written there first",
+            hint="move that folder away, or choose another --output",
+        )
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _fingerprint(files: dict[str, Any]) -> str:
@@ -194,39 +225,68 @@ def _fingerprint(files: dict[str, Any]) -> str:
     return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
 
 
+def _schema() -> Any:
+    import pyarrow as pa
+
+    digest = pa.binary(_DIGEST_BYTES)
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("latitude", pa.float64()),
+            ("longitude", pa.float64()),
+            ("source", pa.string()),
+            ("attribution", pa.string()),
+            ("sequence", pa.string()),
+            ("content_sha256", digest),
+            ("perceptual_hash", digest),
+        ]
+    )
+
+
 def _write_references(path: Path, references: References) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    digest = pa.binary(_DIGEST_BYTES)
     table = pa.table(
-        {
-            "id": pa.array(list(references.ids), pa.string()),
-            "latitude": pa.array(references.coordinates[:, 0], pa.float64()),
-            "longitude": pa.array(references.coordinates[:, 1], pa.float64()),
-            "source": pa.array(list(references.sources), pa.string()),
-            "attribution": pa.array(list(references.attributions), pa.string()),
-            "content_sha256": pa.array([row.tobytes() for row in references.content_sha256], digest),
-            "perceptual_hash": pa.array([row.tobytes() for row in references.perceptual_hashes], digest),
-        }
+        [
+            list(references.ids),
+            references.coordinates[:, 0],
+            references.coordinates[:, 1],
+            list(references.sources),
+            list(references.attributions),
+            list(references.sequences or [""] * len(references)),
+            [row.tobytes() for row in references.content_sha256],
+            [row.tobytes() for row in references.perceptual_hashes],
+        ],
+        schema=_schema(),
     )
-    pq.write_table(table, path, compression="zstd")
+    with path.open("wb") as file:  # pyarrow itself opens only names that are UTF-8
+        pq.write_table(table, file, compression="zstd")
 
 
 def _read_references(path: Path) -> References:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = _schema()
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+        for field in schema:
+            if field.name not in table.column_names:
+                raise ValueError(f"it has no column {field.name}")
+            column = table[field.name]
+            if column.type != field.type or column.null_count:
+                raise ValueError(f"column {field.name} is {column.type}; expected {field.type} without gaps")
         coordinates = np.stack([table["latitude"].to_numpy(), table["longitude"].to_numpy()], axis=1)
         return References(
             ids=table["id"].to_pylist(),
-            coordinates=as_coordinates(coordinates.reshape(-1, 2)),
+            coordinates=as_coordinates(coordinates),
             sources=table["source"].to_pylist(),
             attributions=table["attribution"].to_pylist(),
             content_sha256=_digests(table["content_sha256"]),
             perceptual_hashes=_digests(table["perceptual_hash"]),
+            sequences=table["sequence"].to_pylist(),
         )
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise IndexFolderError(f"{path}: not a table of references: {error}", hint="build the index again") from error
@@ -239,11 +299,19 @@ def _digests(column: Any) -> NDArray[np.uint8]:
 def _read_leave_one_out(path: Path, size: int) -> LeaveOneOut:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            held_out = LeaveOneOut(
-                arrays["rows"].astype(np.int64), arrays["ids"].astype(np.int64), arrays["similarities"]
-            )
-    except (OSError, KeyError, ValueError) as error:
+            rows, ids, similarities = arrays["rows"], arrays["ids"], arrays["similarities"]
+    except Exception as error:  # zipfile, zlib, struct, tokenize: each raises its own for damaged bytes
         raise IndexFolderError(f"{path}: damaged: {error}", hint="build the index again") from error
-    if held_out.ids.shape != held_out.similarities.shape or held_out.ids.max(initial=-1) >= size:
+    fits = (
+        (rows.dtype.kind, ids.dtype.kind, similarities.dtype) == ("i", "i", np.float32)
+        and rows.ndim == 1
+        and ids.ndim == 2
+        and len(rows) == len(ids)
+        and ids.shape == similarities.shape
+        and bool(((rows >= 0) & (rows < size)).all())
+        and bool(((ids >= -1) & (ids < size)).all())
+        and bool(np.isfinite(similarities).all())
+    )
+    if not fits:
         raise IndexFolderError(f"{path}: does not belong to this index", hint="build the index again")
-    return held_out
+    return LeaveOneOut(rows.astype(np.int64), ids.astype(np.int64), similarities)

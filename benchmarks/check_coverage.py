@@ -1,0 +1,101 @@
+"""How often `radius_km` holds the truth: new photos of a made-up world, with ever more shots of a scene in the index.
+
+    python benchmarks/check_coverage.py [--save NAME]
+
+Each scene is a place on the Earth and a direction in embedding space, both drawn around those of one of 40 regions; its
+shots differ from it by a little noise, as photos of one afternoon do (they are no near-duplicates). Queries are shots
+of new scenes. The promise of 90% is for photos that are to the references as the references are to one another. Where
+the index knows which photos belong together, they are not counted as each other's references, and it holds; where it
+does not, it holds for one shot a scene, and less and less for more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from common import machine, save
+
+from geoinfer.aggregate import METHODS, aggregate
+from geoinfer.backends import EmbedderIdentity
+from geoinfer.calibration import SPREAD_K, calibrate, neighbor_spread_km
+from geoinfer.geodesy import destination, from_unit_vectors, haversine_km
+from geoinfer.images import Preprocessing
+from geoinfer.index import References, open_index, write_index
+
+DIM, REGIONS, SCENES, QUERIES, WORLDS, K = 64, 40, 400, 400, 5, 10
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def coverage(shots: int, seed: int, *, known: bool) -> dict[str, float]:
+    rng = np.random.default_rng(seed)
+    centres = from_unit_vectors(unit(rng.normal(size=(REGIONS, 3))))
+    looks = unit(rng.normal(size=(REGIONS, DIM)))
+
+    def scenes(count: int) -> tuple[np.ndarray, np.ndarray]:
+        region = rng.integers(REGIONS, size=count)
+        places = destination(centres[region], rng.uniform(0, 360, count), np.abs(rng.normal(0, 150, count)))
+        return places, unit(looks[region] + rng.normal(0, 0.12, (count, DIM)))
+
+    def shoot(looks_of: np.ndarray) -> np.ndarray:
+        return unit(looks_of + rng.normal(0, 0.02, looks_of.shape)).astype(np.float32)
+
+    places, appearance = scenes(SCENES)
+    places, appearance = np.repeat(places, shots, axis=0), np.repeat(appearance, shots, axis=0)
+    references = References(
+        ids=[str(number) for number in range(len(places))],
+        coordinates=places,
+        sources=[""] * len(places),
+        attributions=[""] * len(places),
+        content_sha256=rng.integers(0, 256, (len(places), 32), dtype=np.uint8),
+        perceptual_hashes=rng.integers(0, 256, (len(places), 32), dtype=np.uint8),
+        sequences=[f"scene {number // shots}" if known else "" for number in range(len(places))],
+    )
+    truth, query_appearance = scenes(QUERIES)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "index"
+        write_index(folder, shoot(appearance), references, EmbedderIdentity("made up", DIM, Preprocessing()))
+        stored = open_index(folder)
+    found = stored.index.search(shoot(query_appearance), max(K, SPREAD_K))
+    near = places[found.ids]
+    result = {}
+    for method in METHODS:
+        answers = aggregate(near[:, :K], found.similarities[:, :K], method)
+        calibration = calibrate(stored.leave_one_out, places, method, K)
+        radius = calibration.radius_km(neighbor_spread_km(answers, near), found.similarities[:, 0].astype(np.float64))
+        result[method] = float((haversine_km(answers, truth) <= radius).mean())
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json and .md")
+    arguments = parser.parse_args()
+    table = {}
+    lines = [
+        f"Share of {QUERIES} new scenes within `radius_km`, k = {K}, mean of {WORLDS} seeded worlds of {SCENES} scenes",
+        "",
+        f"| shots of each scene in the index | which belong together | {' | '.join(METHODS)} |",
+        "|---|---|" + "---|" * len(METHODS),
+    ]
+    for shots, known in itertools.product((1, 2, 5), (True, False)):
+        worlds = [coverage(shots, seed, known=known) for seed in range(WORLDS)]
+        means = {method: round(float(np.mean([w[method] for w in worlds])), 3) for method in METHODS}
+        table[f"{shots} shots, sequences {'known' if known else 'unknown'}"] = means
+        cells = " | ".join(f"{means[method]:.2f}" for method in METHODS)
+        lines.append(f"| {shots} | {'known' if known else 'unknown'} | {cells} |")
+    print("\n".join(lines))
+    if arguments.save:
+        save(arguments.save, {"coverage": table, "machine": machine()}).with_suffix(".md").write_text(
+            "\n".join(lines) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

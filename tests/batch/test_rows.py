@@ -1,0 +1,103 @@
+"""Rows: paths that survive as text, numbers that are the same in every format."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS, error_report_row, failed_row, ok_row, path_fields, path_of
+from geoinfer.errors import ImageError
+from geoinfer.geolocator import Candidate
+
+ok_numbers = {"latitude": 1.0, "longitude": 2.0, "radius_km": 3.0, "score": 0.5, "top1_similarity": 0.25}
+
+
+def test_columns_are_the_published_ones():
+    assert ",".join(COLUMNS).startswith("path,status,latitude,longitude,radius_km,score,top1_similarity,error,")
+    assert ",".join(ERROR_COLUMNS).startswith("path,stage,code,message,size_bytes,")
+
+
+@given(st.binary(min_size=1).filter(lambda path: b"\0" not in path))
+def test_any_path_survives_as_text(path):
+    fields = path_fields(path)
+    again = json.loads(json.dumps(fields, ensure_ascii=False).encode())  # valid UTF-8, or encode() raises
+    assert path_of(again) == path
+    assert (fields["path_bytes"] == "") == _is_utf8(path)
+
+
+def _is_utf8(path: bytes) -> bool:
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def test_a_path_that_is_not_utf8_can_be_read_by_people_and_made_again_by_anyone():
+    fields = path_fields(b"caf\xe9/50% off, \xf0\x9f\x98\x80.jpg")
+    assert fields["path"] == "caf\\xe9/50% off, \U0001f600.jpg"
+    assert fields["path_bytes"] == "caf%E9/50%25%20off%2C%20%F0%9F%98%80.jpg"
+    assert unquote_to_bytes(fields["path_bytes"]) == b"caf\xe9/50% off, \xf0\x9f\x98\x80.jpg"
+
+
+def test_two_paths_that_read_alike_are_still_told_apart():
+    invalid, literal = b"a\xe9.jpg", b"a\\xe9.jpg"
+    assert path_fields(invalid)["path"] == path_fields(literal)["path"]
+    assert path_of(path_fields(invalid)) == invalid
+    assert path_of(path_fields(literal)) == literal
+
+
+@pytest.mark.parametrize("path", ["naïve.jpg", "100%25.jpg", "日本.jpg", "a\u2028b.jpg"])
+def test_utf8_is_left_alone_whatever_the_locale(path, monkeypatch):
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("latin-1", "replace"))
+    assert path_fields(path.encode()) == {"path": path, "path_bytes": ""}
+    assert path_of({"path": path, "path_bytes": ""}) == path.encode()
+
+
+def test_numbers_are_rounded_once_and_zero_has_no_sign():
+    row = ok_row(
+        b"p", latitude=-0.0000001, longitude=179.99999949, radius_km=12.34567, score=-1e-9, top1_similarity=-1e-9
+    )
+    assert (row["latitude"], row["longitude"], row["radius_km"]) == (0.0, 179.999999, 12.346)
+    for column in ("latitude", "score", "top1_similarity"):
+        assert math.copysign(1, row[column]) == 1, column
+    assert (row["status"], row["error"], row["location_type"]) == ("ok", "", "estimated")
+    assert "candidates" not in row
+
+
+def test_candidates_are_kept_in_their_order():
+    pair = tuple(Candidate(f"r{n}", 1.23456789 + n, 2.0, 0.987654321 - n, "src") for n in range(2))
+    row = ok_row(b"p", **ok_numbers, candidates=pair)
+    assert row["candidates"] == [
+        {"reference": "r0", "latitude": 1.234568, "longitude": 2.0, "similarity": 0.987654, "source": "src"},
+        {"reference": "r1", "latitude": 2.234568, "longitude": 2.0, "similarity": -0.012346, "source": "src"},
+    ]
+
+
+@pytest.mark.parametrize(("size", "shown"), [(-1, ""), (0, 0), (77, 77)])
+def test_a_failure_is_a_row_and_a_line_of_the_report(size, shown):
+    row = failed_row(b"x\xff.jpg", ImageError("decode", "truncated", "cut short", size_bytes=size))
+    assert {column: row[column] for column in COLUMNS} == {
+        "path": "x\\xff.jpg", "status": "error", "latitude": None, "longitude": None, "radius_km": None, "score": None,
+        "top1_similarity": None, "error": "cut short", "location_type": "", "path_bytes": "x%FF.jpg",
+    }  # fmt: skip
+    assert error_report_row(row) == {
+        "path": "x\\xff.jpg", "stage": "decode", "code": "truncated", "message": "cut short", "size_bytes": shown,
+        "path_bytes": "x%FF.jpg",
+    }  # fmt: skip
+
+
+def test_skipped_is_not_error():
+    row = failed_row(b"a.nef", ImageError("discover", "camera_raw", "raw", status="skipped"))
+    assert (row["status"], row["error"]) == ("skipped", "raw")
+
+
+def test_a_message_that_is_not_utf8_does_not_stop_the_others():
+    row = failed_row(b"a", ImageError("decode", "broken", os.fsdecode(b"bad \xe9 bytes")))
+    assert row["error"].encode("utf-8") == b"bad \\udce9 bytes"

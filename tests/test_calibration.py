@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geoinfer.aggregate import METHODS, aggregate
+from geoinfer.calibration import Calibration, calibrate, leave_one_out_errors_km, neighbor_spread_km
+from geoinfer.index import FaissFlatIndex, LeaveOneOut, References
+from geoinfer.index.leave_one_out import leave_one_out
+
+HALF_CIRCUMFERENCE_KM = math.pi * 6371
+
+
+def arc_km(a, b) -> float:
+    lat1, lon1, lat2, lon2 = (math.radians(float(v)) for v in (*a, *b))
+    across = math.hypot(
+        math.cos(lat2) * math.sin(lon2 - lon1),
+        math.cos(lat1) * math.sin(lat2) - math.sin(lat1) * math.cos(lat2) * math.cos(lon2 - lon1),
+    )
+    along = math.sin(lat1) * math.sin(lat2) + math.cos(lat1) * math.cos(lat2) * math.cos(lon2 - lon1)
+    return 6371.0 * math.atan2(across, along)
+
+
+class World:
+    """Towns on a sphere. A photo's embedding tells its town, more or less: some towns look like others."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        z, longitude = self.rng.uniform(-1, 1, 50), self.rng.uniform(-180, 180, 50)
+        self.towns = np.stack([np.degrees(np.arcsin(z)), longitude], axis=1)
+        self.looks = self.rng.normal(size=(50, 16))
+        self.looks[1::2] = self.looks[::2] + 0.5 * self.looks[1::2]
+        self.noise = self.rng.uniform(0.1, 1.2, 50)
+
+    def photos(self, count: int):
+        town = self.rng.integers(0, 50, count)
+        offset = self.rng.normal(0, 0.6, (count, 2))
+        places = self.towns[town] + offset
+        places[:, 0] = places[:, 0].clip(-90, 90)
+        places[:, 1] = (places[:, 1] + 180) % 360 - 180
+        looks = self.looks[town] + self.noise[town][:, None] * self.rng.normal(size=(count, 16))
+        looks[:, :2] += offset
+        vectors = (looks / np.linalg.norm(looks, axis=1, keepdims=True)).astype(np.float32)
+        return places, vectors
+
+
+def references_of(places, seed: int = 0) -> References:
+    n = len(places)
+    rng = np.random.default_rng(seed)
+    digests = b"".join(hashlib.sha256(f"{seed} {i}".encode()).digest() for i in range(n))
+    return References(
+        ids=[f"{i}.jpg" for i in range(n)],
+        coordinates=np.asarray(places, np.float64),
+        sources=[""] * n,
+        attributions=[""] * n,
+        content_sha256=np.frombuffer(digests, np.uint8).reshape(n, 32),
+        perceptual_hashes=rng.integers(0, 256, (n, 32), dtype=np.uint8),
+    )
+
+
+def calibrated_answers(index, held_out, coordinates, queries, method, k):
+    """(answers, radii, scores) of fresh queries, as the geolocator makes them."""
+    calibration = calibrate(held_out, coordinates, method, k)
+    found = index.search(queries, max(k, 10))
+    places = coordinates[found.ids]
+    answers = aggregate(places[:, :k], found.similarities[:, :k], method)
+    spread, top1 = neighbor_spread_km(answers, places), found.similarities[:, 0].astype(np.float64)
+    return answers, calibration.radius_km(spread, top1), calibration.score(spread, top1)
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    built = []
+    for seed in range(4):
+        world = World(seed)
+        places, vectors = world.photos(600)
+        index = FaissFlatIndex(vectors)
+        built.append((index, leave_one_out(index, references_of(places)), places, *world.photos(500)))
+    return built
+
+
+class TestCoverage:
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("k", [1, 3, 10, 40])
+    def test_fresh_photos_lie_within_their_radius(self, worlds, method, k):
+        inside, scores, errors = [], [], []
+        for index, held_out, coordinates, truths, queries in worlds:
+            answers, radii, score = calibrated_answers(index, held_out, coordinates, queries, method, k)
+            assert np.isfinite(answers).all()
+            assert np.isfinite(radii).all()
+            assert np.isfinite(score).all()
+            off = [arc_km(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
+            inside += [o <= r for o, r in zip(off, radii, strict=True)]
+            scores += score.tolist()
+            errors += off
+        # Each of the 4 worlds has 300 scores to take its quantile of and 500 photos to test it with.
+        deviation = math.sqrt((0.09 / 300 + 0.09 / 500) / 4)
+        share = sum(inside) / len(inside)
+        assert share >= 0.9 - 3 * deviation
+        # Nor by promising nothing (the whole Earth would hold all of them).
+        assert share <= 0.9 + 1 / 301 + 4 * deviation
+        # The score orders photos by their error: the better half by score is better.
+        better = np.array(scores) > np.median(scores)
+        assert np.median(np.array(errors)[better]) < np.median(np.array(errors)[~better])
+
+    def test_the_score_is_the_expected_geoscore(self, worlds):
+        expected, true = [], []
+        for index, held_out, coordinates, truths, queries in worlds:
+            answers, _, scores = calibrated_answers(index, held_out, coordinates, queries, "density", 10)
+            expected += scores.tolist()
+            true += [math.exp(-arc_km(a, t) / 1492.7) for a, t in zip(answers, truths, strict=True)]
+        assert np.mean(expected) == pytest.approx(np.mean(true), abs=0.06)
+        assert np.corrcoef(expected, true)[0, 1] > 0.3
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_the_order_of_the_references_hardly_matters(self, method):
+        world = World(9)
+        places, vectors = world.photos(600)
+        _, queries = world.photos(100)
+        order = np.random.default_rng(1).permutation(600)
+        medians = []
+        for rows in (np.arange(600), order):
+            index = FaissFlatIndex(vectors[rows])
+            held_out = leave_one_out(index, references_of(places[rows]))
+            answers, radii, _ = calibrated_answers(index, held_out, places[rows], queries, method, 10)
+            medians.append((np.median(radii), answers))
+        assert medians[0][1] == pytest.approx(medians[1][1], abs=1e-6)
+        assert medians[0][0] == pytest.approx(medians[1][0], rel=0.35)
+
+
+def calibration_of(ratios) -> Calibration:
+    """Foretells spread + 0.1 km whatever the similarity."""
+    return Calibration(np.array([0.0, 1.0, 0.0]), np.sort(np.asarray(ratios, np.float64)))
+
+
+class TestQuantile:
+    @pytest.mark.parametrize(
+        ("count", "rank"),
+        # ceil(0.9 (n + 1)), by hand
+        [(9, 9), (10, 10), (11, 11), (18, 18), (19, 18), (20, 19), (28, 27), (29, 27), (99, 90), (100, 91), (999, 900)],
+    )
+    def test_rank(self, count, rank):
+        ratios = np.arange(1, count + 1, dtype=np.float64)
+        calibration = calibration_of(ratios)
+        assert calibration.usable
+        assert calibration.radius_km(np.array([9.9]), np.array([0.5])) == pytest.approx(min(10.0 * rank, 20015.0868))
+
+    @pytest.mark.parametrize("count", [0, 1, 2, 8])
+    def test_too_few_promise_nothing(self, count):
+        calibration = calibration_of(np.ones(count))
+        assert not calibration.usable
+        assert calibration.radius_km(np.array([0.0, 5.0]), np.array([1.0, 0.1])) == pytest.approx([20015.0868] * 2)
+        assert calibration.score(np.array([0.0, 5.0]), np.array([1.0, 0.1])).tolist() == [0, 0]
+
+    def test_no_queries(self):
+        for count in (0, 30):
+            calibration = calibration_of(np.ones(count))
+            assert calibration.radius_km(np.empty(0), np.empty(0)).shape == (0,)
+            assert calibration.score(np.empty(0), np.empty(0)).shape == (0,)
+
+
+class TestRadiusAndScore:
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.lists(st.floats(-50, 50), min_size=3, max_size=3),
+        st.lists(st.floats(0, 1e7), min_size=0, max_size=30),
+        st.lists(st.tuples(st.floats(0, HALF_CIRCUMFERENCE_KM), st.floats(-1.0001, 1.0001)), min_size=1, max_size=10),
+    )
+    def test_never_leave_their_ranges(self, coefficients, ratios, queries):
+        calibration = Calibration(np.array(coefficients), np.sort(np.array(ratios, np.float64)))
+        spread, top1 = np.array([q[0] for q in queries]), np.array([q[1] for q in queries])
+        radii, scores = calibration.radius_km(spread, top1), calibration.score(spread, top1)
+        assert all(0 <= radius <= HALF_CIRCUMFERENCE_KM for radius in radii.tolist())
+        assert all(0 <= score <= 1 for score in scores.tolist())
+
+    @settings(deadline=None)
+    @given(st.lists(st.floats(0.001, 100), min_size=9, max_size=40), st.floats(0, 15000), st.floats(0.01, 5000))
+    def test_a_larger_foretold_error_is_a_larger_radius_and_a_lower_score(self, ratios, spread, more):
+        calibration = calibration_of(ratios)
+        near, far = calibration.radius_km(np.array([spread, spread + more]), np.array([0.5, 0.5]))
+        # The same only at the ends: no radius is under a tenth of a kilometre, none past the Earth's end.
+        assert near < far or near == far == 0.1 or far == pytest.approx(HALF_CIRCUMFERENCE_KM)
+        high, low = calibration.score(np.array([spread, spread + more]), np.array([0.5, 0.5]))
+        # Only where every error is past the Earth's end are both the same.
+        assert low < high or high == pytest.approx(math.exp(-HALF_CIRCUMFERENCE_KM / 1492.7))
+
+    def test_score_by_hand(self):
+        calibration = calibration_of([1.0] * 5 + [2.0] * 5)
+        assert calibration.score(np.array([99.9]), np.array([0.0])) == pytest.approx(
+            (math.exp(-100 / 1492.7) + math.exp(-200 / 1492.7)) / 2
+        )
+
+    def test_coefficients_are_of_one_log_spread_and_similarity(self):
+        calibration = Calibration(np.array([1.0, 0.5, -2.0]), np.ones(9))
+        expected = math.exp(1.0 + 0.5 * math.log(400.0) - 2.0 * 0.7)
+        assert calibration.radius_km(np.array([399.9]), np.array([0.7])) == pytest.approx(expected)
+
+
+class TestSpread:
+    def test_is_the_mean_distance_to_ten(self):
+        rng = np.random.default_rng(2)
+        answers = np.stack([rng.uniform(-90, 90, 4), rng.uniform(-180, 180, 4)], axis=1)
+        places = np.stack([rng.uniform(-90, 90, (4, 13)), rng.uniform(-180, 180, (4, 13))], axis=2)
+        expected = [sum(arc_km(a, p) for p in row[:10]) / 10 for a, row in zip(answers, places, strict=True)]
+        assert neighbor_spread_km(answers, places) == pytest.approx(expected)
+        expected = [sum(arc_km(a, p) for p in row[:3]) / 3 for a, row in zip(answers, places, strict=True)]
+        assert neighbor_spread_km(answers, places[:, :3]) == pytest.approx(expected)
+
+
+def held_out_of(ids, similarities=None) -> LeaveOneOut:
+    ids = np.array(ids, np.int64)
+    if similarities is None:
+        similarities = np.where(ids >= 0, np.linspace(0.9, 0.5, ids.shape[1])[None], 0)
+    return LeaveOneOut(np.arange(len(ids), dtype=np.int64), ids, np.asarray(similarities, np.float32))
+
+
+class TestHeldOut:
+    def test_errors_are_of_the_sampled_rows(self):
+        coordinates = np.array([(0, 0), (0, 1), (0, 3), (50, 50)], float)
+        held_out = LeaveOneOut(
+            np.array([2, 0]), np.array([[1, 0, 3], [1, 2, 3]]), np.array([[0.9, 0.8, 0.1]] * 2, np.float32)
+        )
+        degree = math.pi * 6371 / 180
+        assert leave_one_out_errors_km(held_out, coordinates, "top1", 1) == pytest.approx([2 * degree, degree])
+
+    def test_rows_without_enough_neighbors_are_left_out(self):
+        coordinates = np.array([(0, 0), (0, 1), (0, 3), (50, 50)], float)
+        held_out = held_out_of([[1, 2, 3], [0, 2, -1], [1, -1, -1], [-1, -1, -1]])
+        errors = leave_one_out_errors_km(held_out, coordinates, "top1", 1)
+        assert errors == pytest.approx([math.pi * 6371 / 180])
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("size", range(12))
+    def test_few_references(self, method, size):
+        rng = np.random.default_rng(size)
+        coordinates = np.stack([rng.uniform(-90, 90, size), rng.uniform(-180, 180, size)], axis=1)
+        ids = [[j for j in range(size) if j != i] for i in range(size)]
+        held_out = LeaveOneOut(
+            np.arange(size),
+            np.array(ids, np.int64).reshape(size, max(size - 1, 0)),
+            np.full((size, max(size - 1, 0)), 0.5, np.float32),
+        )
+        calibration = calibrate(held_out, coordinates, method, 10)
+        assert not calibration.usable  # 9 scores are needed, and only half of the references give one
+        assert calibration.radius_km(np.array([3.0]), np.array([0.5])) == pytest.approx([20015.0868])
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_seventeen_references_are_enough(self, method):
+        rng = np.random.default_rng(0)
+        for size, usable in ((17, True), (18, True), (16, False)):
+            places = np.stack([rng.uniform(40, 50, size), rng.uniform(0, 10, size)], axis=1)
+            vectors = rng.normal(size=(size, 4)).astype(np.float32)
+            held_out = leave_one_out(FaissFlatIndex(vectors), references_of(places))
+            assert calibrate(held_out, places, method, 10).usable is usable
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_all_references_in_one_place(self, method):
+        places = np.tile([[48.85, 2.35]], (60, 1))
+        vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+        held_out = leave_one_out(FaissFlatIndex(vectors), references_of(places))
+        calibration = calibrate(held_out, places, method, 10)
+        radius = calibration.radius_km(np.array([0.0]), np.array([0.5]))
+        assert np.isfinite(radius).all()
+        assert radius[0] < 0.2
+        assert 0.99 < calibration.score(np.array([0.0]), np.array([0.5]))[0] <= 1
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_identical_embeddings_and_antipodal_places(self, method):
+        places = np.array([(90.0, 0.0), (-90.0, 0.0), (0.0, 180.0), (0.0, 0.0)] * 15)
+        held_out = leave_one_out(FaissFlatIndex(np.tile([[1.0, 0.0]], (60, 1))), references_of(places))
+        calibration = calibrate(held_out, places, method, 10)
+        assert np.isfinite(calibration.coefficients).all()
+        assert np.isfinite(calibration.ratios).all()
+        assert (np.diff(calibration.ratios) >= 0).all()
+
+    def test_the_fit_finds_a_law_that_is_there(self):
+        """Errors are made exp(1) * spread^0.5 by placing each truth that far from its neighbour."""
+        rng = np.random.default_rng(4)
+        n = 400
+        coordinates, ids = [], []
+        for i in range(n):
+            # Eleven places along a meridian; the answer of top1 is the first, the truth lies to its north.
+            latitude, longitude, step = -20.0, float(i) * 360 / n - 180, float(rng.uniform(0.01, 3))
+            spread = step * 4.5 * math.pi * 6371 / 180
+            error = math.e * math.sqrt(spread + 0.1) - 0.1
+            base = len(coordinates)
+            coordinates.append((latitude + error / (math.pi * 6371 / 180), longitude))
+            coordinates += [(latitude + step * j, longitude) for j in range(10)]
+            ids.append(list(range(base + 1, base + 11)))
+        held_out = LeaveOneOut(
+            np.arange(n) * 11, np.array(ids), rng.uniform(0.2, 0.9, (n, 1)).astype(np.float32) * np.ones((1, 10), "f4")
+        )
+        calibration = calibrate(held_out, np.array(coordinates), "top1", 1)
+        assert calibration.coefficients == pytest.approx([1.0, 0.5, 0.0], abs=0.02)
+        assert calibration.ratios == pytest.approx(np.ones(n // 2), abs=0.02)
