@@ -4,8 +4,9 @@ Three ways, all of them on the sphere:
 
 - `top1`: the place of the most similar reference.
 - `mean`: the geographic mean of the k neighbours, weighted by similarity (the founding paper's second algorithm).
-- `density`: the mode of a von Mises-Fisher kernel density over the k neighbours, weighted by similarity. Where the mean
-  of Lisbon and Sydney is an ocean, the mode is in one of the two. (The density is that of "Revisiting IM2GPS in the
+- `density`: the mode of a von Mises-Fisher kernel density over the k neighbours, weighted by the exponential of the
+  similarity: neighbours that are about as similar vote, and one that stands out decides alone. Where the mean of Lisbon
+  and Sydney is an ocean, the mode is in one of the two. (The density is that of "Revisiting IM2GPS in the
   Deep Learning Era", arXiv 1705.04838, with the sphere's own kernel in place of a planar Gaussian.)
 """
 
@@ -28,6 +29,9 @@ DEFAULT_K: Final = 10
 
 BANDWIDTH_KM: Final = 200.0
 """Standard deviation of the density's kernel: about what tells one region of a country from another."""
+
+TEMPERATURE: Final = 0.05
+"""What counts as about as similar in the density: a neighbour less similar by this much weighs e times less."""
 
 _KAPPA: Final = (EARTH_RADIUS_KM / BANDWIDTH_KM) ** 2
 _STARTS: Final = 10
@@ -57,7 +61,7 @@ def aggregate(
         # Where the neighbours cancel out (antipodes), the mean is undefined and the heaviest of them stands in.
         return spherical_mean(coordinates, similarity_weights(similarities))[0]
     if method == "density":
-        return _density_mode(coordinates, similarity_weights(similarities))
+        return _density_mode(coordinates, exponential_weights(similarities))
     raise UsageError(f"--aggregate {method}: expected one of {', '.join(METHODS)}")
 
 
@@ -70,6 +74,13 @@ def similarity_weights(similarities: NDArray[np.float32]) -> NDArray[np.float64]
     total = weights.sum(axis=1, keepdims=True)
     even = np.full_like(weights, 1.0 / weights.shape[1])
     return np.divide(weights, total, out=even, where=total > 0)
+
+
+def exponential_weights(similarities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(q, k) similarities to weights of the same shape that sum to 1 in each row: exp(similarity / temperature)."""
+    s = similarities.astype(np.float64)
+    weights = np.exp((s - s.max(axis=1, keepdims=True)) / TEMPERATURE)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _density_mode(coordinates: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

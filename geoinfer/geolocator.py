@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 Photo: TypeAlias = "str | bytes | os.PathLike[str] | NDArray[np.uint8]"
 
 _BATCH = 16
+
+NOT_FINITE = "the model gave this photo no embedding: its numbers are not finite, or all zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +205,12 @@ class Geolocator:
         if top < 0:
             raise UsageError(f"top is {top}; expected 0 or more")
         predictions: list[Prediction] = []
-        batch: list[tuple[str, NDArray[np.uint8] | ImageError]] = []
-        for number, photo in enumerate(photos):
-            batch.append(self._pixels(number, photo))
-            if len(batch) == _BATCH:
-                predictions += self._locate_batch(batch, top)
-                batch = []
-        return predictions + self._locate_batch(batch, top)
+        numbered = enumerate(photos)
+        # Reading and decoding let go of Python's lock, so threads do them side by side.
+        with ThreadPoolExecutor(thread_name_prefix="geoinfer-decode") as pool:
+            while batch := list(itertools.islice(numbered, _BATCH)):
+                predictions += self._locate_batch(list(pool.map(self._pixels, batch)), top)
+        return predictions
 
     def locate_embeddings(self, embeddings: NDArray[np.float32], *, top: int = 0, threads: int = 0) -> Located:
         """Answers for embeddings that are made already.
@@ -273,7 +276,8 @@ class Geolocator:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _pixels(self, number: int, photo: Photo) -> tuple[str, NDArray[np.uint8] | ImageError]:
+    def _pixels(self, numbered: tuple[int, Photo]) -> tuple[str, NDArray[np.uint8] | ImageError]:
+        number, photo = numbered
         preprocessing = self.embedder.identity.preprocessing
         name = f"array {number}" if isinstance(photo, np.ndarray) else os.fsdecode(photo)
         try:
@@ -313,9 +317,6 @@ class Geolocator:
                     )
                 )
         return predictions
-
-
-NOT_FINITE = "the model's embedding of this photo is not finite"
 
 
 def check_answer(k: int, method: str) -> None:

@@ -23,9 +23,10 @@ def arc_km(a, b) -> float:
     return 6371.0 * math.atan2(across, along)
 
 
-def density(place, neighbors, weights) -> float:
-    """The von Mises-Fisher density at a place, up to a factor, in plain Python."""
+def density(place, neighbors, similarities) -> float:
+    """The von Mises-Fisher density at a place, up to a factor; who is a twentieth less similar weighs e times less."""
     kappa = (6371.0 / 200.0) ** 2
+    weights = [math.exp((s - max(similarities)) / 0.05) for s in similarities]
     return math.fsum(
         weight * math.exp(kappa * (math.cos(arc_km(place, neighbor) / 6371.0) - 1))
         for neighbor, weight in zip(neighbors, weights, strict=True)
@@ -40,9 +41,9 @@ def step(place, north_km, east_km):
     return latitude, (longitude + 180) % 360 - 180
 
 
-def highest_place(neighbors, weights):
+def highest_place(neighbors, similarities):
     """The maximum of the density by grids that get finer, around every neighbour."""
-    best = max(neighbors, key=lambda place: density(place, neighbors, weights))
+    best = max(neighbors, key=lambda place: density(place, neighbors, similarities))
     centres = list(neighbors)
     for spacing_km in (60.0, 15.0, 4.0, 1.0, 0.3):
         grid = [
@@ -51,7 +52,7 @@ def highest_place(neighbors, weights):
             for north in range(-4, 5)
             for east in range(-4, 5)
         ]
-        best = max([best, *grid], key=lambda place: density(place, neighbors, weights))
+        best = max([best, *grid], key=lambda place: density(place, neighbors, similarities))
         centres = [best]
     return best
 
@@ -185,7 +186,7 @@ class TestDensity:
             centres = [(-50, 179.5), (0, -179.9), (62, 10), (20, 100)]
             # Tight against the kernel, so that the densest neighbour stands on the highest hill.
             places = [step(centres[int(rng.integers(4))], *rng.uniform(-90, 90, 2)) for _ in range(7)]
-            similarities = np.sort(rng.uniform(0.1, 1, 7).astype(np.float32))[::-1].tolist()
+            similarities = np.sort(rng.uniform(0.6, 0.75, 7).astype(np.float32))[::-1].tolist()
             expected = highest_place(places, similarities)
             assert arc_km(one(places, similarities, "density"), expected) < 1.0
 
@@ -195,7 +196,7 @@ class TestDensity:
         rng = np.random.default_rng(int(scale_km))
         for _ in range(20):
             places = [step((48.0, 179.0), *rng.normal(0, scale_km, 2).clip(-3000, 3000)) for _ in range(10)]
-            similarities = np.sort(rng.uniform(0.5, 0.9, 10).astype(np.float32))[::-1].tolist()
+            similarities = np.sort(rng.uniform(0.7, 0.75, 10).astype(np.float32))[::-1].tolist()
             answer = density(one(places, similarities, "density"), places, similarities)
             grid = [step((48.0, 179.0), east, north) for east in range(-900, 901, 60) for north in range(-900, 901, 60)]
             assert answer >= max(density(place, places, similarities) for place in grid)
@@ -205,7 +206,7 @@ class TestDensity:
         rng = np.random.default_rng(int(scale_km))
         for _ in range(15):
             places = [step((48.0, 179.0), *rng.normal(0, scale_km, 2).clip(-3500, 3500)) for _ in range(10)]
-            similarities = np.sort(rng.uniform(0.2, 0.9, 10).astype(np.float32))[::-1].tolist()
+            similarities = np.sort(rng.uniform(0.6, 0.75, 10).astype(np.float32))[::-1].tolist()
             answer = one(places, similarities, "density")
             here = density(answer, places, similarities)
             assert here >= max(density(place, places, similarities) for place in places) * (1 - 1e-9)
@@ -220,8 +221,9 @@ class TestDensity:
         assert arc_km(one([(0, 0), (0, degrees)], [0.5, 0.5], "density"), (0, degrees / 2)) < 0.5
 
     def test_the_mean_of_lisbon_and_sydney_is_no_answer(self):
-        answer = one([LISBON, SYDNEY, SYDNEY], [0.9, 0.5, 0.5], "density")
-        assert arc_km(answer, SYDNEY) < 1e-6
+        # Two that are nearly as similar outvote one; one that stands out decides alone.
+        assert arc_km(one([LISBON, SYDNEY, SYDNEY], [0.60, 0.58, 0.57], "density"), SYDNEY) < 1e-6
+        assert arc_km(one([LISBON, SYDNEY, SYDNEY], [0.99, 0.58, 0.57], "density"), LISBON) < 1e-6
         assert min(arc_km(one([LISBON, SYDNEY, SYDNEY], [0.9, 0.5, 0.5], "mean"), p) for p in (LISBON, SYDNEY)) > 2000
 
     def test_of_equal_peaks_the_more_similar_neighbor_wins(self):
@@ -239,15 +241,14 @@ class TestDensity:
     def test_two_clusters_across_the_antimeridian_are_one(self):
         # Fiji lies on both sides of 180 degrees; together its halves outweigh the third place.
         places = [(0.0, 100.0), (-17.0, 179.7), (-17.0, -179.7)]
-        answer = one(places, [0.6, 0.4, 0.4], "density")
+        answer = one(places, [0.6, 0.59, 0.59], "density")
         assert arc_km(answer, (-17.0, 180.0)) < 1.0
 
     def test_around_a_pole(self):
         places = [(89.8, float(longitude)) for longitude in (0, 90, 180, -90)]
-        assert arc_km(one([(0.0, 0.0), *places], [0.9, 0.5, 0.5, 0.5, 0.5], "density"), (90.0, 0.0)) < 0.1
+        assert arc_km(one([(0.0, 0.0), *places], [0.55, 0.5, 0.5, 0.5, 0.5], "density"), (90.0, 0.0)) < 0.1
 
-    def test_negative_similarities_weigh_nothing(self):
-        assert arc_km(one([LISBON, SYDNEY, SYDNEY], [0.1, -0.5, -0.6], "density"), LISBON) < 1e-6
-
-    def test_without_a_positive_similarity_neighbors_weigh_evenly(self):
-        assert arc_km(one([LISBON, SYDNEY, SYDNEY], [-0.1, -0.5, -0.6], "density"), SYDNEY) < 1e-6
+    def test_only_differences_of_similarity_count(self):
+        for level in (0.9, 0.0, -0.7):
+            assert arc_km(one([LISBON, SYDNEY, SYDNEY], [level, level - 0.02, level - 0.03], "density"), SYDNEY) < 1e-6
+            assert arc_km(one([LISBON, SYDNEY, SYDNEY], [level, level - 0.2, level - 0.3], "density"), LISBON) < 1e-6

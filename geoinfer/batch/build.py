@@ -76,6 +76,7 @@ class BuildSummary:
         indexed: references in the index.
         error: failed, listed in the error report.
         skipped: photos without a position in their EXIF, and camera raw.
+        failures: how many inputs failed, by error code, the most frequent first.
         seconds: from the first photo to the index on the disk.
         median_error_km: of locating the references by one another, with the default way of answering; None when there
             are too few.
@@ -87,6 +88,7 @@ class BuildSummary:
     indexed: int
     error: int
     skipped: int
+    failures: dict[str, int]
     seconds: float
     median_error_km: float | None
     calibrated: bool
@@ -137,7 +139,7 @@ def run_build(embedder: Embedder, options: BuildOptions, observer: RunObserver) 
             for block in pipeline:
                 builder.collect(block)
         observer.writing()
-        _write_report(options, builder)
+        failures = _write_report(options, builder)
         if not builder.ids:
             raise InputError(f"{options.labels}: {_why_empty(builder, labels)}", hint=_empty_hint(options, builder))
         _write(options, builder, embedder)
@@ -152,6 +154,7 @@ def run_build(embedder: Embedder, options: BuildOptions, observer: RunObserver) 
         indexed=len(builder.ids),
         error=builder.error,
         skipped=builder.skipped,
+        failures=failures,
         seconds=time.perf_counter() - started,
         median_error_km=float(np.median(errors)) if len(errors) else None,
         calibrated=calibration.usable,
@@ -320,9 +323,9 @@ def _replaced(output: Path) -> Path:
     return output.with_name(f".{output.name}.replaced")
 
 
-def _write_report(options: BuildOptions, builder: _Builder) -> None:
+def _write_report(options: BuildOptions, builder: _Builder) -> dict[str, int]:
     try:
-        write_error_report(options.errors, builder.failed)
+        return write_error_report(options.errors, builder.failed)
     except OSError as error:
         raise OutputError(f"{options.errors}: cannot be written: {(error.strerror or str(error)).lower()}") from error
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 import numpy as np
 
 from geoinfer.errors import ImageError
+from geoinfer.geolocator import NOT_FINITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 Detail = TypeVar("Detail")
 Answer = TypeVar("Answer")
 
-NOT_FINITE = ImageError("embed", "not_finite", "the model's embedding of this photo is not finite")
+_NOT_FINITE = ImageError("embed", "not_finite", NOT_FINITE)
 
 
 @dataclass(slots=True)
@@ -330,7 +331,7 @@ class Pipeline(Generic[Detail, Answer]):
         embeddings = self._embedder.embed(pixels if len(usable) == len(pixels) else pixels[usable])
         finite = np.isfinite(embeddings).all(axis=1)
         for row in np.flatnonzero(~finite).tolist():
-            batch.failures[usable[row]] = NOT_FINITE
+            batch.failures[usable[row]] = _NOT_FINITE
         batch.embeddings = embeddings[finite]
         with self._condition:
             self.times.embed += time.perf_counter() - started

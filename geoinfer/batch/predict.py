@@ -137,6 +137,7 @@ class PredictSummary:
         resumed: inputs that an earlier run had done already.
         seconds: of this run, from the first photo to the last row written.
         already_finished: nothing was left to do.
+        failures: how many inputs failed, by error code, the most frequent first.
         stage_seconds: thread time by stage.
     """
 
@@ -147,6 +148,7 @@ class PredictSummary:
     resumed: int
     seconds: float
     already_finished: bool = False
+    failures: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -190,7 +192,13 @@ def run_predict(geolocator: Geolocator, options: PredictOptions, observer: RunOb
                 return _already_finished(options, finished)
             finally:
                 ledger.discard()
-        return _run(geolocator, options, observer, ledger)
+        try:
+            return _run(geolocator, options, observer, ledger)
+        except BaseException:
+            # An unfinished run with nothing in it would only stand in the way of the command that is put right.
+            if ledger.inputs == 0:
+                ledger.discard()
+            raise
 
 
 def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver, ledger: RunLedger) -> PredictSummary:
@@ -228,7 +236,7 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
         with _saving(options.output, ledger):
             write_rows(options.output, ledger.rows())
         with _saving(options.errors, ledger):
-            write_error_report(options.errors, ledger.rows())
+            failures = write_error_report(options.errors, ledger.rows())
         counts = ledger.counts
         summary = PredictSummary(
             inputs=ledger.inputs,
@@ -237,6 +245,7 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
             ok=counts["ok"],
             error=counts["error"],
             skipped=counts["skipped"],
+            failures=failures,
             stage_seconds={"read and decode": times.prepare, "embed": times.embed, "search": times.finish},
         )
         assert summary.inputs == digest.count == summary.ok + summary.error + summary.skipped
@@ -248,14 +257,12 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
             if pending[0] and not (ledger.parts and ledger.parts[-1].digest == pending[1]):
                 ledger.commit(*pending)
         again = "the same command without --restart" if options.restart else "the same command"
+        if ledger.inputs == 0:
+            raise InterruptedRunError("interrupted before anything was done") from None
         raise InterruptedRunError(
             f"interrupted; {ledger.inputs} inputs are done and safe in {ledger.folder}",
             hint=f"{again} goes on from there" + ("" if options.restart else "; add --restart to begin anew"),
         ) from None
-    except InputError:
-        if ledger.inputs == 0:
-            ledger.discard()
-        raise
     return summary
 
 
@@ -365,6 +372,7 @@ def _already_finished(options: PredictOptions, record: dict[str, Any]) -> Predic
         resumed=record["inputs"],
         seconds=0.0,
         already_finished=True,
+        failures=record.get("failures", {}),
     )
 
 
@@ -394,5 +402,6 @@ def run_record(geolocator: Geolocator, summary: PredictSummary, inputs_digest: s
         "ok": summary.ok,
         "error": summary.error,
         "skipped": summary.skipped,
+        "failures": summary.failures,
         "inputs_digest": inputs_digest,
     }

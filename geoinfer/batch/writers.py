@@ -6,6 +6,7 @@ import contextlib
 import csv
 import itertools
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS, error_report_row
@@ -49,10 +50,22 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     ](path, rows)
 
 
-def write_error_report(path: Path, rows: Iterable[Row]) -> None:
-    """Writes the rows with status `error` as a CSV; only a header when there are none."""
-    failed = (error_report_row(row) for row in rows if row["status"] == "error")
-    _write_table(path, ERROR_COLUMNS, failed)
+def write_error_report(path: Path, rows: Iterable[Row]) -> dict[str, int]:
+    """Writes the rows with status `error` as a CSV; only a header when there are none.
+
+    Returns:
+        How many rows have each error code, the most frequent first.
+    """
+    codes: Counter[str] = Counter()
+
+    def failed() -> Iterator[Row]:
+        for row in rows:
+            if row["status"] == "error":
+                codes[row["_failure"]["code"]] += 1
+                yield error_report_row(row)
+
+    _write_table(path, ERROR_COLUMNS, failed())
+    return dict(codes.most_common())
 
 
 def check_error_report(path: Path) -> None:

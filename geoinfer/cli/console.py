@@ -15,6 +15,7 @@ from geoinfer.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 _PLAIN_SECONDS: Final = 10.0
 
@@ -154,6 +155,21 @@ class Console:
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = None
+
+
+def failed_line(count: int, limit: str) -> str:
+    """Why the exit code is 1."""
+    return f"geoinfer: {count} {'input' if count == 1 else 'inputs'} failed, more than --max-errors {limit}"
+
+
+def error_line(report: Path, failures: dict[str, int]) -> str:
+    """Where the error report is and what is in it: `predictions.errors.csv (3 truncated, 1 missing)`."""
+    return f"{report} ({', '.join(f'{count} {code}' for code, count in failures.items()) or 'none'})"
+
+
+def kilometres(distance: float) -> str:
+    """A distance for people: `0.4 km`, `83 km`, `7,112 km`."""
+    return f"{distance:.1f} km" if distance < 10 else f"{distance:,.0f} km"
 
 
 def duration(seconds: float) -> str:

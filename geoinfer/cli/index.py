@@ -69,7 +69,7 @@ def build(
     from geoinfer.batch.build import BuildOptions, check_build, run_build
     from geoinfer.batch.predict import ErrorLimit
     from geoinfer.bundle import SHIPPED, is_bundle, open_bundle
-    from geoinfer.cli.console import Console, answer, say
+    from geoinfer.cli.console import Console, answer, failed_line, say
 
     limit = ErrorLimit.parse(max_errors)
     worker_count = options.checked_workers(workers)
@@ -102,7 +102,7 @@ def build(
         for line in _lines(run, summary):
             answer(line)
     if limit.exceeded(summary.error, summary.inputs):
-        say(f"geoinfer: {summary.error} photos failed, more than --max-errors {max_errors}")
+        say(failed_line(summary.error, max_errors))
         raise typer.Exit(EXIT_FAILED_INPUTS)
     raise typer.Exit(EXIT_OK)
 
@@ -118,11 +118,17 @@ def info(
     Example:
       geoinfer index info my-index
     """
-    from geoinfer.cli.console import answer
+    from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD
+    from geoinfer.calibration import calibrate, leave_one_out_errors_km
+    from geoinfer.cli.console import answer, kilometres
     from geoinfer.index import open_index, read_index_manifest
 
     manifest = read_index_manifest(folder, verify=verify)
-    coordinates = open_index(folder).references.coordinates
+    stored = open_index(folder)
+    coordinates = stored.references.coordinates
+    errors = leave_one_out_errors_km(stored.leave_one_out, coordinates, DEFAULT_METHOD, DEFAULT_K)
+    calibrated = calibrate(stored.leave_one_out, coordinates, DEFAULT_METHOD, DEFAULT_K).usable
+    errors.sort()
     extent = [*coordinates.min(axis=0).tolist(), *coordinates.max(axis=0).tolist()]
     if as_json:
         values = {
@@ -130,7 +136,9 @@ def info(
             "size": manifest.size,
             "embedder": manifest.embedder.as_dict(),
             "geocells_level_6": manifest.geocells,
-            "calibrated_on": manifest.calibrated_on,
+            "calibrated": calibrated,
+            "calibrated_on": len(errors),
+            "median_error_km": round(float(errors[len(errors) // 2]), 3) if len(errors) else None,
             "extent": extent,
             "files": manifest.files,
         }
@@ -143,7 +151,14 @@ def info(
         f"  coverage:   {manifest.geocells} geocells (S2 level 6), latitude {extent[0]:.2f} to {extent[2]:.2f}, "
         f"longitude {extent[1]:.2f} to {extent[3]:.2f}"
     )
-    answer(f"  calibrated: on {manifest.calibrated_on} references, each located by the others")
+    if calibrated:
+        half, most = errors[len(errors) // 2], errors[int(len(errors) * 0.9)]
+        answer(
+            f"  calibrated: on {len(errors)} references, each located by the others: half within {kilometres(half)}, "
+            f"90% within {kilometres(most)}"
+        )
+    else:
+        answer(f"  calibrated: no, {len(errors)} references that others can locate are too few")
     answer("  checksums:  good")
 
 
@@ -152,23 +167,25 @@ app.command("info", short_help="Say what is in an index.")(info)
 
 
 def _lines(run: BuildOptions, summary: BuildSummary) -> list[str]:
-    from geoinfer.cli.console import duration
+    from geoinfer.cli.console import duration, error_line, kilometres
 
     named = {"EXIF": "photos with GPS in their EXIF", "CSV": "a CSV"}.get(
         summary.layout, f"a CSV in {summary.layout}'s layout"
     )
     lines = [
         f"Indexed {summary.indexed} of {summary.inputs} photos ({named}) in {duration(summary.seconds)}; "
-        f"{summary.error} errors, {summary.skipped} without a position.",
+        f"{summary.error} errors, {summary.skipped} skipped (no position, or camera raw).",
         f"  index:  {run.output}",
+        f"  errors: {error_line(run.errors, summary.failures)}",
     ]
-    if summary.error:
-        lines.append(f"  errors: {run.errors}")
     if summary.median_error_km is not None:
         lines.append(
-            f"  Located by one another, half of the references come out within {summary.median_error_km:.0f} km."
+            f"  Located by one another, half of the references come out within {kilometres(summary.median_error_km)}."
         )
     if not summary.calibrated:
-        lines.append("  Too few references to know how far off an answer is: radius_km will be the whole Earth.")
+        lines.append(
+            "  Too few references, or of too few occasions, to know how far off an answer is: radius_km will be the "
+            "whole Earth."
+        )
     lines.append(f"  Use it: geoinfer predict PHOTOS --index {run.output}")
     return lines

@@ -80,7 +80,7 @@ def predict(
     """Locate photos: one row each, with latitude, longitude and an error radius."""
     from geoinfer.batch.predict import ErrorLimit, PredictOptions, Shard, run_predict
     from geoinfer.batch.writers import format_of
-    from geoinfer.cli.console import Console, answer, say
+    from geoinfer.cli.console import Console, answer, failed_line, say
     from geoinfer.errors import UsageError
     from geoinfer.geolocator import Geolocator
     from geoinfer.images import check_sources
@@ -134,7 +134,7 @@ def predict(
         if geolocator.notice:
             say(f"note: {geolocator.notice}")
     if code != EXIT_OK and not quiet:
-        say(f"geoinfer: {summary.error} inputs failed, more than --max-errors {max_errors}")
+        say(failed_line(summary.error, max_errors))
     raise typer.Exit(code)
 
 
@@ -152,7 +152,7 @@ def _counter(run: PredictOptions) -> Callable[[], int] | None:
 
 
 def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary) -> list[str]:
-    from geoinfer.cli.console import duration
+    from geoinfer.cli.console import duration, error_line
 
     if summary.already_finished:
         return [
@@ -166,10 +166,11 @@ def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary)
     if summary.resumed:
         lines.append(f"  {summary.resumed} of them had been done by an earlier run.")
     lines.append(f"  locations: {run.output}")
-    lines.append(f"  errors:    {run.errors}" + ("" if summary.error else " (none)"))
+    lines.append(f"  errors:    {error_line(run.errors, summary.failures)}")
     if not geolocator.calibrated:
         lines.append(
-            "  The index has too few references to know how far off an answer is: radius_km is the whole Earth."
+            "  The index has too few references, or of too few occasions, to know how far off an answer is: radius_km "
+            "is the whole Earth."
         )
     return lines
 
@@ -185,6 +186,7 @@ def _summary(geolocator: Geolocator, run: PredictOptions, summary: PredictSummar
         "ok": summary.ok,
         "error": summary.error,
         "skipped": summary.skipped,
+        "failures": summary.failures,
         "resumed": summary.resumed,
         "already_finished": summary.already_finished,
         "seconds": round(summary.seconds, 3),

@@ -82,7 +82,11 @@ def test_each_input_keeps_its_own_answer(count, batch_size, block_batches, worke
             expected = {
                 "bad": ("decode", f"bad {number}", "error"),
                 "raw": ("discover", f"raw {number}", "skipped"),
-                "nan": ("embed", "the model's embedding of this photo is not finite", "error"),
+                "nan": (
+                    "embed",
+                    "the model gave this photo no embedding: its numbers are not finite, or all zero",
+                    "error",
+                ),
             }[fates[number]]
             assert (failure.stage, str(failure), failure.status) == expected
         assert all(block.details[offset] == int(block.sources[offset].path) for offset in block.located)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from geoinfer.bundle import SHIPPED
+from geoinfer.geodesy import haversine_km
+from geoinfer.index import open_index
 from tests.onnx_models import PREPROCESSING, expected
 
 if TYPE_CHECKING:
@@ -112,7 +116,23 @@ def test_info(run, tiny) -> None:
     assert lines[0] == f"{tiny.index}: a flat index of 3 references, {size / 1e6:.1f} MB"
     assert lines[1].endswith("tiny:0 (4 dimensions; 8 px squash, bilinear, mean 0/0/0, std 1/1/1)")
     assert "3 geocells (S2 level 6), latitude -33.87 to 64.15, longitude -21.94 to 151.21" in lines[2]
+    assert lines[3] == "  calibrated: no, 3 references that others can locate are too few"
     assert lines[-1].split() == ["checksums:", "good"]
+
+
+def test_info_of_a_calibrated_index(run) -> None:
+    outcome = run("index", "info", SHIPPED / "index")
+    stored = open_index(SHIPPED / "index")
+    places = stored.references.coordinates
+    # The most similar other reference alone cannot be far better or worse than ten of them.
+    distances = sorted(haversine_km(places, places[stored.leave_one_out.ids[:, 0]]).tolist())
+    found = re.search(
+        r"calibrated: on 335 references, .*: half within ([\d,]+) km, 90% within ([\d,]+) km", outcome.out
+    )
+    assert found is not None
+    half, most = (float(text.replace(",", "")) for text in found.groups())
+    assert 0.5 * distances[167] < half < 2 * distances[167]
+    assert 0.5 * distances[301] < most < 2 * distances[301]
 
 
 def test_info_as_json(run, tiny) -> None:

@@ -158,7 +158,8 @@ class TestFailedInputs:
         outcome = predict("red.png", "broken.jpg", "--summary-json", "s.json")
         assert outcome.code == 1
         assert "Located 1 of 2 photos" in outcome.out
-        assert outcome.err.splitlines()[-1] == "geoinfer: 1 inputs failed, more than --max-errors 0"
+        assert outcome.err.splitlines()[-1] == "geoinfer: 1 input failed, more than --max-errors 0"
+        assert "errors:    predictions.errors.csv (1 truncated)" in outcome.out
         assert [row["status"] for row in table("predictions.csv")] == ["ok", "error"]
         (report,) = table("predictions.errors.csv")
         assert report["path"] == "broken.jpg"
@@ -166,6 +167,7 @@ class TestFailedInputs:
         assert report["size_bytes"] == "14"
         summary = json.loads((mixed / "s.json").read_bytes())
         assert (summary["ok"], summary["error"], summary["exit_code"]) == (1, 1, 1)
+        assert summary["failures"] == {"truncated": 1}
 
     @pytest.mark.parametrize(("limit", "code"), [("1", 0), ("50%", 0), ("49.9%", 1), ("0%", 1), ("100%", 0)])
     def test_max_errors(self, predict, mixed: Path, limit: str, code: int) -> None:
