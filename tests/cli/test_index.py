@@ -78,7 +78,7 @@ def test_max_errors_of_a_build(build, here: Path, tiny, limit: str, code: int) -
     assert outcome.code == code
     assert "Indexed 1 of 2 photos" in outcome.out
     assert "errors: idx.errors.csv" in outcome.out
-    assert ("geoinfer: 1 photos failed, more than --max-errors" in outcome.err) == (code == 1)
+    assert ("geoinfer: 1 input failed, more than --max-errors" in outcome.err) == (code == 1)
     with open("idx.errors.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["code"], row["size_bytes"]) == ("not_an_image", "15")
