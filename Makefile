@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CPU := .[cpu,heic]
-DEV := .[dev]
-EXPORT := .[dev,train,export]
+DEV := .[cpu,heic,dev]
+EXPORT := .[cpu,heic,dev,train,export]
+GPU := .[gpu,heic,dev]
 
 # uv does what pip does in a fraction of the time; where it cannot be installed, pip does it.
 define install
@@ -13,7 +14,7 @@ define install
 	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -e "$(1)"; fi
 endef
 
-.PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check bench bundle clean
+.PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check gpu-tests bench bundle clean
 
 help:
 	@echo "make demo       set up $(VENV) with the cpu extra and locate examples/photos"
@@ -65,8 +66,17 @@ test: check unit
 test-slow: setup-export
 	$(BIN)/pytest -n auto -m "slow and not gpu"
 
-gpu-check: setup-dev
+# In an environment of its own: the gpu and the cpu extra overwrite each other's files.
+gpu-check:
+	$(MAKE) gpu-tests VENV=.venv-gpu
+
+gpu-tests: $(VENV)/.gpu
 	$(BIN)/pytest -m gpu -rs
+
+$(VENV)/.gpu: $(BIN)/python pyproject.toml
+	$(call install,$(GPU))
+	@touch $@
+
 
 bench: setup-dev
 	$(BIN)/python benchmarks/bench_pipeline.py

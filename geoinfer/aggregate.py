@@ -35,6 +35,7 @@ TEMPERATURE: Final = 0.05
 
 _KAPPA: Final = (EARTH_RADIUS_KM / BANDWIDTH_KM) ** 2
 _STARTS: Final = 10
+_QUERIES_AT_ONCE: Final = 128
 _ITERATIONS: Final = 100
 _CONVERGED: Final = 1e-9  # of a unit vector: about a centimetre on the Earth
 
@@ -61,7 +62,13 @@ def aggregate(
         # Where the neighbours cancel out (antipodes), the mean is undefined and the heaviest of them stands in.
         return spherical_mean(coordinates, similarity_weights(similarities))[0]
     if method == "density":
-        return _density_mode(coordinates, exponential_weights(similarities))
+        weights = exponential_weights(similarities)
+        modes = np.empty((len(weights), 2))
+        # Every pair of neighbours of every query is looked at, so not of all queries at once.
+        for start in range(0, len(weights), _QUERIES_AT_ONCE):
+            some = slice(start, start + _QUERIES_AT_ONCE)
+            modes[some] = _density_mode(coordinates[some], weights[some])
+        return modes
     raise UsageError(f"--aggregate {method}: expected one of {', '.join(METHODS)}")
 
 

@@ -26,7 +26,7 @@ SHIPPED: Final = Path(__file__).parent / "bundles" / "demo"
 
 # Hashing a file this large takes about a second: past it only the size is compared, and `geoinfer info --verify` does
 # the rest.
-_HASHED_AT_OPEN: Final = 64 << 20
+HASHED_AT_OPEN: Final = 64 << 20
 _MAKE: Final = {
     "bundle": "--engine takes a bundle folder or an .onnx model",
     "index": "`geoinfer index build` makes one; --index takes its folder",
@@ -182,7 +182,7 @@ def check_files(folder: Path, files: dict[str, Any], error: type[GeoInferError],
                     f"{path}: {size} bytes where the manifest says {expected['bytes']}; the file is damaged",
                     hint="copy or build it again",
                 )
-            if (verify or size <= _HASHED_AT_OPEN) and sha256_of(path) != expected["sha256"]:
+            if (verify or size <= HASHED_AT_OPEN) and sha256_of(path) != expected["sha256"]:
                 raise error(
                     f"{path}: the contents do not match the manifest's checksum; the file is damaged",
                     hint="copy or build it again",

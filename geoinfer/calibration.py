@@ -124,10 +124,14 @@ def _locate_held_out(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """(errors km, spread km, similarity of the nearest) of the references that have enough neighbours left."""
     needed = min(max(k, SPREAD_K), held_out.ids.shape[1])
-    enough = (held_out.ids[:, :needed] >= 0).all(axis=1) if needed else np.zeros(len(held_out.rows), bool)
+    # Relatives that were left out may leave a row fewer than k neighbours; it counts as long as the spread is known.
+    least = min(needed, SPREAD_K)
+    enough = held_out.ids[:, least - 1] >= 0 if least else np.zeros(len(held_out.rows), bool)
     ids, similarities = held_out.ids[enough, :needed], held_out.similarities[enough, :needed]
     if len(ids) == 0:
         return np.empty(0), np.empty(0), np.empty(0)
+    missing = ids < 0
+    ids, similarities = np.where(missing, ids[:, :1], ids), np.where(missing, np.float32(-np.inf), similarities)
     places = coordinates[ids]
     answers = aggregate(places[:, :k], similarities[:, :k], method)
     errors = haversine_km(answers, coordinates[held_out.rows[enough]])

@@ -92,7 +92,7 @@ class ImageError(GeoInferError, ValueError):
     """One input could not be located. Costs that input its answer, and nothing else.
 
     Attributes:
-        stage: `discover`, `read`, `decode` or `embed`.
+        stage: `discover`, `read`, `decode`, `embed` or, when an index is built, `labels`.
         code: a stable word for programs, such as `truncated`; docs/error-codes.md lists them.
         size_bytes: size of the file, -1 when it is not known.
         status: `error`, or `skipped` for an input that geoinfer leaves out on purpose.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import numpy as np
 
 from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD, METHODS, aggregate
-from geoinfer.backends import open_embedder
+from geoinfer.backends import NOT_FINITE, open_embedder
 from geoinfer.bundle import SHIPPED, Bundle, is_bundle, open_bundle
 from geoinfer.calibration import SPREAD_K, calibrate, neighbor_spread_km
 from geoinfer.errors import ImageError, MismatchError, UsageError
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 Photo: TypeAlias = "str | bytes | os.PathLike[str] | NDArray[np.uint8]"
 
 _BATCH = 16
-
-NOT_FINITE = "the model gave this photo no embedding: its numbers are not finite, or all zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,8 @@ class Prediction:
 
     Attributes:
         source: the path as it was given, or `array N` for the N-th input, counted from 0.
-        status: `ok` or `error`.
-        latitude: degrees, NaN after an error; likewise the other numbers.
+        status: `ok`, `error`, or `skipped` for camera raw.
+        latitude: degrees, NaN unless ok; likewise the other numbers.
         longitude: degrees.
         radius_km: holds the true place with 90% probability, see docs/confidence.md.
         score: expected GeoScore from 0 to 1; orders predictions by how far to trust them.

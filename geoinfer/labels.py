@@ -74,15 +74,13 @@ class LabelsFile:
         path: the CSV.
         images: folder that names are relative to.
         layout: `OSV-5M`, `Im2GPS`, `GeoCLIP` or `CSV`.
-        columns: role (`name`, `latitude`, ...) to the column's name in the file.
-        positions: role to the column's position, which tells columns of one name apart.
+        positions: role (`name`, `latitude`, ...) to the position of its column.
         delimiter: between the columns.
     """
 
     path: Path
     images: Path
     layout: str
-    columns: dict[str, str]
     positions: dict[str, int]
     delimiter: str
 
@@ -111,7 +109,6 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
         raise LabelsError(f"{path}: not a CSV in UTF-8", hint="save it as UTF-8 text") from error
     except csv.Error as error:
         raise LabelsError(f"{path}: not a CSV: {error}") from error
-    columns: dict[str, str] = {}
     positions: dict[str, int] = {}
     for role, names in (
         ("name", _NAME),
@@ -124,14 +121,14 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
         present = {column.strip().lower(): position for position, column in reversed([*enumerate(header)])}
         found = next((present[name] for name in names if name in present), None)
         if found is not None:
-            columns[role], positions[role] = header[found], found
+            positions[role] = found
         elif role in ("name", "latitude", "longitude"):
             raise LabelsError(
                 f"{path}: no column for the {'photo' if role == 'name' else role}: looked for {', '.join(names)}; the "
                 f"file has {', '.join(header) or 'no header'}",
                 hint="the first line must name the columns",
             )
-    return LabelsFile(path, images or path.parent, _layout(header), columns, positions, delimiter)
+    return LabelsFile(path, images or path.parent, _layout(header), positions, delimiter)
 
 
 def read_labels(labels: LabelsFile) -> Iterator[Label]:

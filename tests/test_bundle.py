@@ -72,7 +72,7 @@ class TestOpen:
         assert caught.value.exit_code == 3
 
     def test_large_files_are_hashed_only_when_asked(self, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bundles, "_HASHED_AT_OPEN", 50)
+        monkeypatch.setattr(bundles, "HASHED_AT_OPEN", 50)
         (mine / "model.onnx").write_bytes(b"MODEL " * 100)
         assert open_bundle(mine).name == "mine"
         with pytest.raises(ModelError, match="checksum"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 
@@ -298,3 +299,22 @@ class TestHeldOut:
         calibration = calibrate(held_out, np.array(coordinates), "top1", 1)
         assert calibration.coefficients == pytest.approx([1.0, 0.5, 0.0], abs=0.02)
         assert calibration.ratios == pytest.approx(np.ones(n // 2), abs=0.02)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("k", [50, 100])
+def test_relatives_that_are_left_out_do_not_make_an_index_useless(method, k):
+    # Sixty references in pairs of one sequence: nobody has 59 neighbours left, and everybody 58.
+    world = World(3)
+    places, vectors = world.photos(60)
+    index = FaissFlatIndex(vectors)
+    references = dataclasses.replace(references_of(places), sequences=[str(i // 2) for i in range(60)])
+    held_out = leave_one_out(index, references)
+    calibration = calibrate(held_out, places, method, k)
+    assert calibration.usable
+    assert np.isfinite(calibration.ratios).all()
+    # What is missing has no vote: the same answer as with the 58 alone.
+    first, similarities = held_out.ids[0, :58], held_out.similarities[0, :58]
+    alone = aggregate(places[first][None, :k], similarities[None, :k], method)[0]
+    errors = leave_one_out_errors_km(held_out, places, method, k)
+    assert errors[0] == pytest.approx(arc_km(alone, places[0]), rel=1e-6, abs=1e-6)

@@ -180,6 +180,12 @@ class TestInputs:
         nearest = (expected(queries) @ expected(pictures(5)).T).argmax(axis=1)
         assert [(p.latitude, p.longitude) for p in predictions] == [tuple(place) for place in places(5)[nearest]]
 
+    def test_camera_raw_is_skipped_as_the_command_skips_it(self, geolocator: Geolocator, tmp_path: Path) -> None:
+        # Most raw files are TIFFs with a thumbnail, which would decode.
+        Image.new("RGB", (20, 20), (200, 10, 10)).save(tmp_path / "x.nef", "TIFF")
+        (prediction,) = geolocator.locate([tmp_path / "x.nef"])
+        assert (prediction.status, prediction.error_code) == ("skipped", "camera_raw")
+
     def test_a_bad_photo_costs_its_own_answer(self, geolocator: Geolocator, tmp_path: Path) -> None:
         (tmp_path / "text.jpg").write_bytes(b"no photo")
         Image.fromarray(pictures(1)[0]).save(tmp_path / "good.png")

@@ -52,7 +52,7 @@ def simple(labels: list[Label]) -> list[tuple[str, float, float]]:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_layouts(tmp_path: Path, header: str, layout: str, name: str, delimiter: str) -> None:
     labels = opened(tmp_path, header.replace(",", delimiter))
-    assert (labels.layout, labels.columns["name"], labels.delimiter) == (layout, name, delimiter)
+    assert (labels.layout, header.split(",")[labels.positions["name"]], labels.delimiter) == (layout, name, delimiter)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])

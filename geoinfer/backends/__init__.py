@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from geoinfer.backends.base import Embedder, EmbedderIdentity
+from geoinfer.backends.base import NOT_FINITE, Embedder, EmbedderIdentity
 from geoinfer.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from geoinfer.images import Preprocessing
 
-__all__ = ["Embedder", "EmbedderIdentity", "open_embedder"]
+__all__ = ["NOT_FINITE", "Embedder", "EmbedderIdentity", "open_embedder"]
 
 
 def open_embedder(

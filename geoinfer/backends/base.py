@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+NOT_FINITE = "the model gave this photo no embedding: its numbers are not finite, or all zero"
+"""What is wrong with an input whose row `Embedder.embed` returns as NaN."""
+
+
 @dataclass(frozen=True, slots=True)
 class EmbedderIdentity:
     """Which embedding space this is. Two embeddings can be compared if, and only if, their identities are equal.
@@ -47,12 +51,14 @@ class Embedder(Protocol):
         identity: which embedding space.
         device: where it runs, such as `cpu` or `cuda:0`.
         device_reason: why there, in a few words.
+        fell_back: whether a device that was chosen first turned out not to work.
         fingerprint: SHA-256 of the model file: two files of one identity still differ in their last digits.
     """
 
     identity: EmbedderIdentity
     device: str
     device_reason: str
+    fell_back: bool
     fingerprint: str
 
     @property

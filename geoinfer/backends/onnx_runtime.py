@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -73,6 +75,7 @@ class OnnxRuntimeEmbedder:
         self._ort = import_onnxruntime()
         available = self._ort.get_available_providers()
         self.device_reason = "as asked"
+        self.fell_back = False
         if kind == "auto":
             kind, self.device_reason = _choose(available)
         self.device = "cpu" if kind == "cpu" else f"{kind}:{ordinal}"
@@ -83,7 +86,8 @@ class OnnxRuntimeEmbedder:
             if device != "auto":
                 raise
             # Nobody asked for the GPU, and the reason is shown: a laptop whose CUDA is broken still locates photos.
-            kind, self.device, self.device_reason = "cpu", "cpu", f"a GPU was found, but: {error}"
+            kind, self.device, self.fell_back = "cpu", "cpu", True
+            self.device_reason = f"a GPU was found, but: {error}"
             self._session = self._open(kind, ordinal, available, threads)
         self._check_session(kind)
         self._input = self._session.get_inputs()[0].name
@@ -153,6 +157,8 @@ class OnnxRuntimeEmbedder:
                 f"--device {self._asked}: this ONNX Runtime has no {needed} (it has {', '.join(available)})",
                 hint="pip uninstall onnxruntime && pip install 'geoinfer-toolkit[gpu]'; `geoinfer doctor` tells more",
             )
+        if needed:
+            _load_cuda(self._ort)
         try:
             session = self._ort.InferenceSession(
                 str(self._path), sess_options=options, providers=_providers(kind, ordinal)
@@ -275,6 +281,14 @@ def model_metadata(path: Path) -> dict[str, Any]:
     }
 
 
+def _load_cuda(ort: Any) -> None:
+    """Loads CUDA and cuDNN from their Python packages, where ONNX Runtime can; else the system's are found, or not."""
+    if hasattr(ort, "preload_dlls"):
+        # It prints what it does not find, which the session's own error says better.
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
+
+
 def _choose(available: list[str]) -> tuple[str, str]:
     if "CUDAExecutionProvider" not in available:
         return "cpu", "this ONNX Runtime has no CUDA provider"
@@ -297,7 +311,15 @@ def _has_nvidia_gpu() -> bool:
 
 def _providers(kind: str, ordinal: int) -> list[Any]:
     cpu = "CPUExecutionProvider"
-    cuda = ("CUDAExecutionProvider", {"device_id": ordinal, "arena_extend_strategy": "kSameAsRequested"})
+    cuda = (
+        "CUDAExecutionProvider",
+        {
+            "device_id": ordinal,
+            "arena_extend_strategy": "kSameAsRequested",
+            # The default tries all algorithms and takes the fastest, anew for each shape: two runs would differ.
+            "cudnn_conv_algo_search": "HEURISTIC",
+        },
+    )
     if kind == "cpu":
         return [cpu]
     if kind == "cuda":

@@ -19,6 +19,7 @@ from geoinfer.batch.rows import failed_row, path_fields
 from geoinfer.batch.writers import check_error_report, write_error_report
 from geoinfer.calibration import calibrate, leave_one_out_errors_km
 from geoinfer.errors import ImageError, InputError, InterruptedRunError, OutputError, UsageError
+from geoinfer.geodesy import haversine_km
 from geoinfer.images import Source, decode_pixels, discover, raw_problem, read_image_file, read_metadata
 from geoinfer.images.near_duplicates import HASH_BYTES, perceptual_hash
 from geoinfer.index import References, open_index, write_index
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _DIGEST_BYTES = 32
 _BLOCK = 64
 _SAME_OCCASION = timedelta(hours=1)
+_SAME_OCCASION_KM = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ class _Builder:
             attributions=self._attributions,
             content_sha256=np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST_BYTES),
             perceptual_hashes=np.frombuffer(b"".join(self._hashes), np.uint8).reshape(-1, HASH_BYTES),
-            sequences=named_sequences(self._sequences, self._taken_at),
+            sequences=named_sequences(self._sequences, self._taken_at, self._coordinates),
         )
 
     def embeddings(self) -> NDArray[np.float32]:
@@ -254,27 +256,41 @@ def _sources(options: BuildOptions, labels: LabelsFile | None) -> Iterator[Sourc
         yield _Labelled(label.path, label.problem, label)
 
 
-def named_sequences(known: list[str], taken_at: list[datetime | None]) -> list[str]:
-    """Which photos were taken together: as the labels say, else by the time in their EXIF.
+def named_sequences(
+    known: list[str], taken_at: list[datetime | None], coordinates: list[tuple[float, float]]
+) -> list[str]:
+    """Which photos were taken together: as the labels say, else by the time in their EXIF and their place.
 
-    Photos that follow one another within an hour are of one sequence, whoever took them: better to leave out a stranger
-    as a photo's reference, when the index is calibrated, than a picture of the same scene.
+    Photos that follow one another within an hour and 50 km are of one sequence, whoever took them: better to leave out
+    a stranger as a photo's reference, when the index is calibrated, than a picture of the same scene.
 
     Args:
         known: sequences from the labels, empty where they do not say.
         taken_at: times from the EXIF, None where it does not say.
+        coordinates: latitude and longitude in degrees.
 
     Returns:
         A name for each; empty where neither says.
     """
     names = list(known)
     dated = sorted((taken, row) for row, taken in enumerate(taken_at) if taken is not None and not known[row])
-    number, last = 0, None
+    # Several may go on at the same time, in several places: each with the time and place of its latest photo.
+    going_on: list[tuple[datetime, tuple[float, float], str]] = []
+    number = 0
     for taken, row in dated:
-        if last is None or taken - last > _SAME_OCCASION:
+        going_on = [occasion for occasion in going_on if taken - occasion[0] <= _SAME_OCCASION]
+        near = [
+            place
+            for place, occasion in enumerate(going_on)
+            if haversine_km(coordinates[row], occasion[1]) <= _SAME_OCCASION_KM
+        ]
+        if near:
+            name = going_on.pop(near[-1])[2]
+        else:
             number += 1
-        names[row] = f"taken together {number}"
-        last = taken
+            name = f"taken together {number}"
+        names[row] = name
+        going_on.append((taken, coordinates[row], name))
     return names
 
 

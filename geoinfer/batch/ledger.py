@@ -92,6 +92,7 @@ class RunLedger:
         self.record_path = output.with_name(output.name + ".run.json")
         self.fingerprint = fingerprint
         self.parts: list[Part] = []
+        self.finished: dict[str, Any] | None = None
         self._lock: FileIO | None = None
 
     def open(self, *, restart: bool) -> None:
@@ -144,7 +145,7 @@ class RunLedger:
                 total[status] += count
         return total
 
-    def finished_run(self) -> dict[str, Any] | None:
+    def _finished_run(self) -> dict[str, Any] | None:
         """The record of an earlier run that ended and whose output is still there, else None."""
         try:
             record = json.loads(self.record_path.read_bytes())
@@ -255,31 +256,30 @@ class RunLedger:
 
     def _begin(self, *, restart: bool) -> None:
         if restart:
-            self._forget()
+            # The old result stays until the new one takes its place, in case there will be none.
+            (self.folder / _LEDGER).unlink(missing_ok=True)
+            for path in self.folder.glob("part-*"):
+                path.unlink()
+            self._append({"fingerprint": self.fingerprint})
+            return
         header, self.parts = self._read()
         if header is not None:
             self._check_fingerprint(header, f"{self.output}: an unfinished run is there, made with")
             return
-        finished = self.finished_run()
-        if finished is not None:
-            self._check_fingerprint(finished.get("fingerprint"), f"{self.output}: a finished run is there, made with")
+        self.finished = self._finished_run()
+        if self.finished is not None:
+            self._check_fingerprint(
+                self.finished.get("fingerprint"), f"{self.output}: a finished run is there, made with"
+            )
         elif self.output.exists():
             raise OutputError(
                 f"{self.output}: exists already, and is not the unchanged output of an earlier run",
                 hint="choose another --output, or --restart to replace it",
             )
-        if finished is None:
+        else:
             # A record without its output says nothing any more, and must not be taken for this run's own.
             self.record_path.unlink(missing_ok=True)
             self._append({"fingerprint": self.fingerprint})
-
-    def _forget(self) -> None:
-        (self.folder / _LEDGER).unlink(missing_ok=True)
-        for path in self.folder.glob("part-*"):
-            path.unlink()
-        # The record last: without it the output would be taken for somebody else's.
-        for path in (self.output, self.record_path):
-            path.unlink(missing_ok=True)
 
     def _check_fingerprint(self, stored: Any, sentence: str) -> None:
         stored = stored if isinstance(stored, dict) else {}

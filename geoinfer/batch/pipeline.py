@@ -17,12 +17,12 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
 
 import numpy as np
 
+from geoinfer.backends import NOT_FINITE
 from geoinfer.errors import ImageError
-from geoinfer.geolocator import NOT_FINITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from geoinfer.backends import Embedder
     from geoinfer.images import Source
+
+_LONGEST_TASK_SECONDS: Final = 60.0
 
 Detail = TypeVar("Detail")
 Answer = TypeVar("Answer")
@@ -167,8 +169,9 @@ class Pipeline(Generic[Detail, Answer]):
             self._stopped = True
             self._condition.notify_all()
         for thread in self._threads:
-            # The feeder may be waiting for standard input, which nothing can interrupt; it dies with the process.
-            thread.join(timeout=1.0 if thread.name == "geoinfer-feeder" else None)
+            # The feeder may be waiting for standard input, which nothing can interrupt; it dies with the process. So
+            # does a worker that is stuck in somebody's library: better than not to end.
+            thread.join(timeout=1.0 if thread.name == "geoinfer-feeder" else _LONGEST_TASK_SECONDS)
 
     def __iter__(self) -> Iterator[Block[Detail, Answer]]:
         """Yields the blocks in input order.

@@ -186,10 +186,9 @@ def run_predict(geolocator: Geolocator, options: PredictOptions, observer: RunOb
     check_error_report(options.errors)
     with RunLedger(options.output, _fingerprint(geolocator, options)) as ledger:
         ledger.open(restart=options.restart)
-        finished = ledger.finished_run() if not ledger.parts else None
-        if finished is not None:
+        if ledger.finished is not None:
             try:
-                return _already_finished(options, finished)
+                return _already_finished(options, ledger.finished)
             finally:
                 ledger.discard()
         try:
@@ -285,8 +284,8 @@ def _pipeline(
     embedder, index = geolocator.embedder, geolocator.index.index
     preprocessing = embedder.identity.preprocessing
     top = options.top if format_of(options.output) in WITH_CANDIDATES else 0
-    # On a CPU the pipeline's own threads fill the cores; a search that spread out would only get in their way.
-    threads = 1 if embedder.device == "cpu" else 0
+    # The pipeline's own threads fill the cores; a search that spread out would only get in their way.
+    threads = 1
     large = index.size * index.dim * 4 >= _LARGE_INDEX_BYTES
     block_size = _BLOCK_LARGE_INDEX if large else _BLOCK
 
@@ -355,6 +354,11 @@ def _skip_done(inputs: Iterable[Source], ledger: RunLedger, digest: InputDigest,
 
 
 def _already_finished(options: PredictOptions, record: dict[str, Any]) -> PredictSummary:
+    if not options.errors.exists():
+        raise UsageError(
+            f"{options.output}: a finished run is there, but not its error report {options.errors}",
+            hint="name the report that it wrote, choose another --output, or --restart to do all again",
+        )
     digest = InputDigest()
     for source in _Inputs(options):
         digest.add(source.path)
@@ -377,7 +381,7 @@ def _already_finished(options: PredictOptions, record: dict[str, Any]) -> Predic
 
 
 def _fingerprint(geolocator: Geolocator, options: PredictOptions) -> dict[str, Any]:
-    """Everything that decides what the rows say. Threads and batch sizes do not."""
+    """Everything that decides what the rows say."""
     embedder = geolocator.embedder
     return {
         "geoinfer": geoinfer.__version__,
@@ -386,6 +390,8 @@ def _fingerprint(geolocator: Geolocator, options: PredictOptions) -> dict[str, A
         "preprocessing": embedder.identity.preprocessing.as_dict(),
         "index": geolocator.index.manifest.fingerprint,
         "device": embedder.device.partition(":")[0],
+        # A GPU's libraries choose their algorithms by the shape of a batch, and with them the last digits.
+        "--batch-size": None if embedder.device == "cpu" else options.batch_size,
         "--k": geolocator.k,
         "--aggregate": geolocator.method,
         "--top": options.top if format_of(options.output) in WITH_CANDIDATES else None,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 import geoinfer
 from geoinfer.cli import doctor, index, info, predict
 from geoinfer.cli.console import say
+from geoinfer.cli.interrupts import interrupts_end_the_process
 from geoinfer.errors import EXIT_INTERRUPTED, GeoInferError
 
 EXIT_BUG = 70
@@ -57,9 +57,9 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(prog_name="geoinfer")
+        with interrupts_end_the_process():
+            app(prog_name="geoinfer")
     except GeoInferError as error:
         _fail(str(error), error.hint, error.exit_code)
     except KeyboardInterrupt:
@@ -82,10 +82,6 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             # Kept open for as long as the process lives, and most likely under the very number that was closed.
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
-
-
-def _interrupt(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from geoinfer.backends import Embedder
+
 _PLAIN_SECONDS: Final = 10.0
 
 
@@ -157,6 +159,15 @@ class Console:
                 self._bar = None
 
 
+def device_line(console: Console, embedder: Embedder) -> None:
+    """Which device, and why; said even when quiet where a GPU was passed over: that is never a silent switch."""
+    line = f"device: {embedder.device} ({embedder.device_reason})"
+    if embedder.fell_back:
+        say(line)
+    else:
+        console.say(line)
+
+
 def failed_line(count: int, limit: str) -> str:
     """Why the exit code is 1."""
     return f"geoinfer: {count} {'input' if count == 1 else 'inputs'} failed, more than --max-errors {limit}"
@@ -165,6 +176,16 @@ def failed_line(count: int, limit: str) -> str:
 def error_line(report: Path, failures: dict[str, int]) -> str:
     """Where the error report is and what is in it: `predictions.errors.csv (3 truncated, 1 missing)`."""
     return f"{report} ({', '.join(f'{count} {code}' for code, count in failures.items()) or 'none'})"
+
+
+def checksums(files: dict[str, dict[str, int]], *, verified: bool) -> str:
+    """What is known of the files of an index or a bundle that opened without complaint."""
+    from geoinfer.bundle import HASHED_AT_OPEN
+
+    unread = sum(file["bytes"] > HASHED_AT_OPEN for file in files.values())
+    if verified or not unread:
+        return "good"
+    return f"good, but of {unread} large {'file' if unread == 1 else 'files'} only the size; --verify reads all"
 
 
 def kilometres(distance: float) -> str:

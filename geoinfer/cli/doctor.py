@@ -32,8 +32,7 @@ _PACKAGES = (
 # Wheels that install the same files over one another: whichever came last is half there.
 _CLASHES = (
     ("onnxruntime", "onnxruntime-gpu"),
-    ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12"),
-    ("pynvml", "nvidia-ml-py"),
+    ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"),
 )
 
 
@@ -55,7 +54,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def examine() -> dict[str, Any]:
     """Versions, providers, devices and problems, as plain values."""
     import geoinfer
-    from geoinfer.cli.options import available_cores
+    from geoinfer.machine import available_cores
 
     versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
     problems: list[str] = []

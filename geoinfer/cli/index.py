@@ -69,7 +69,8 @@ def build(
     from geoinfer.batch.build import BuildOptions, check_build, run_build
     from geoinfer.batch.predict import ErrorLimit
     from geoinfer.bundle import SHIPPED, is_bundle, open_bundle
-    from geoinfer.cli.console import Console, answer, failed_line, say
+    from geoinfer.cli.console import Console, answer, device_line, failed_line, say
+    from geoinfer.cli.interrupts import interrupts_raise
 
     limit = ErrorLimit.parse(max_errors)
     worker_count = options.checked_workers(workers)
@@ -96,8 +97,9 @@ def build(
             overwrite=overwrite,
         )
         with Console(quiet=quiet, doing="indexing") as console:
-            console.say(f"device: {embedder.device} ({embedder.device_reason})")
-            summary = run_build(embedder, run, console)
+            device_line(console, embedder)
+            with interrupts_raise():
+                summary = run_build(embedder, run, console)
     if not quiet:
         for line in _lines(run, summary):
             answer(line)
@@ -120,7 +122,7 @@ def info(
     """
     from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD
     from geoinfer.calibration import calibrate, leave_one_out_errors_km
-    from geoinfer.cli.console import answer, kilometres
+    from geoinfer.cli.console import answer, checksums, kilometres
     from geoinfer.index import open_index, read_index_manifest
 
     manifest = read_index_manifest(folder, verify=verify)
@@ -159,7 +161,7 @@ def info(
         )
     else:
         answer(f"  calibrated: no, {len(errors)} references that others can locate are too few")
-    answer("  checksums:  good")
+    answer(f"  checksums:  {checksums(manifest.files, verified=verify)}")
 
 
 app.command("build", short_help="Make an index of photos whose place is known.")(build)

@@ -48,13 +48,15 @@ def info(
 
 def _bundle(folder: Path, *, verify: bool) -> dict[str, Any]:
     from geoinfer.bundle import open_bundle
+    from geoinfer.cli.console import checksums
     from geoinfer.index import read_index_manifest
 
     bundle = open_bundle(folder, verify=verify)
     manifest = read_index_manifest(bundle.index_path, verify=verify)
     size = sum(file["bytes"] for file in bundle.files.values())
     values: dict[str, Any] = {
-        "bundle": f"{bundle.name} ({folder}), {size / 1e6:.1f} MB, checksums good",
+        "bundle": f"{bundle.name} ({folder}), {size / 1e6:.1f} MB",
+        "checksums": checksums(bundle.files, verified=verify),
         "description": bundle.description,
         "embedder": str(manifest.embedder),
         "index": f"{manifest.kind}, {manifest.size} references, {manifest.geocells} geocells (S2 level 6)",

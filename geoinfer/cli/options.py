@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geoinfer.errors import OutputError, UsageError
+from geoinfer.machine import available_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,11 +43,6 @@ MaxErrors = Annotated[
     str, typer.Option("--max-errors", help="Exit with 1 if more inputs fail than this.", metavar="N|P%")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-
-
-def available_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def checked_workers(workers: int | None) -> int:

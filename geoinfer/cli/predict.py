@@ -80,7 +80,8 @@ def predict(
     """Locate photos: one row each, with latitude, longitude and an error radius."""
     from geoinfer.batch.predict import ErrorLimit, PredictOptions, Shard, run_predict
     from geoinfer.batch.writers import format_of
-    from geoinfer.cli.console import Console, answer, failed_line, say
+    from geoinfer.cli.console import Console, answer, device_line, failed_line, say
+    from geoinfer.cli.interrupts import interrupts_raise
     from geoinfer.errors import UsageError
     from geoinfer.geolocator import Geolocator
     from geoinfer.images import check_sources
@@ -123,8 +124,9 @@ def predict(
         )
         with Console(quiet=quiet, count=_counter(run)) as console:
             embedder = geolocator.embedder
-            console.say(f"device: {embedder.device} ({embedder.device_reason})")
-            summary = run_predict(geolocator, run, console)
+            device_line(console, embedder)
+            with interrupts_raise():
+                summary = run_predict(geolocator, run, console)
         code = EXIT_FAILED_INPUTS if limit.exceeded(summary.error, summary.inputs) else EXIT_OK
         if summary_json is not None:
             _write_summary(summary_json, _summary(geolocator, run, summary, code))

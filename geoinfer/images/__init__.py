@@ -1,10 +1,10 @@
 """From a path on a disk to the pixels that a model sees: discover, read, decode, orient, resize."""
 
 from geoinfer.images.decode import decode_pixels, load_pixels, oriented_size, pixels_from_array
-from geoinfer.images.discover import Source, check_sources, discover, raw_problem
+from geoinfer.images.discover import Source, check_sources, discover
 from geoinfer.images.exif import PhotoMetadata, read_metadata
 from geoinfer.images.preprocessing import Preprocessing
-from geoinfer.images.read import read_image_file
+from geoinfer.images.read import raw_problem, read_image_file
 
 __all__ = [
     "PhotoMetadata",

@@ -26,7 +26,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from geoinfer.errors import ImageError
-from geoinfer.images.read import read_image_file
+from geoinfer.images.read import raw_problem, read_image_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +89,9 @@ def load_pixels(path: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     Raises:
         ImageError: as `read_image_file` and `decode_pixels`.
     """
+    raw = raw_problem(path)
+    if raw is not None:
+        raise raw
     data, kind = read_image_file(path)
     return decode_pixels(data, kind, preprocessing)
 

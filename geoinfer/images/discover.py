@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from geoinfer.errors import ImageError, InputError
-from geoinfer.images.read import RAW_SUFFIXES
+from geoinfer.images.read import RAW_SUFFIXES, raw_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -243,17 +243,6 @@ def _listed_path(line: bytes, separator: bytes) -> Iterator[Source]:
 def _source(path: bytes) -> Source:
     """A named file. Whether it is there and is a photo turns out when it is read."""
     return Source(path, raw_problem(path))
-
-
-def raw_problem(path: bytes) -> ImageError | None:
-    """Why a camera's raw file is left out; None for any other name."""
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in RAW_SUFFIXES:
-        return None
-    return ImageError(
-        "discover", "camera_raw", f"camera raw ({suffix[1:].decode().upper()}) is not decoded; export it as JPEG first",
-        status="skipped",
-    )  # fmt: skip
 
 
 def _is_photo_name(path: bytes) -> bool:

@@ -93,6 +93,17 @@ def _sniff_iso_media(head: bytes) -> tuple[str, bool]:
     return "an MP4 or QuickTime video", False
 
 
+def raw_problem(path: bytes) -> ImageError | None:
+    """Why a camera's raw file is left out; None for any other name."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in RAW_SUFFIXES:
+        return None
+    return ImageError(
+        "discover", "camera_raw", f"camera raw ({suffix[1:].decode().upper()}) is not decoded; export it as JPEG first",
+        status="skipped",
+    )  # fmt: skip
+
+
 def read_image_file(path: bytes) -> tuple[bytes, str]:
     """Reads a whole file that is a photo.
 

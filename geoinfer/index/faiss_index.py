@@ -8,6 +8,7 @@ import numpy as np
 
 from geoinfer.errors import IndexFolderError, MissingPackageError
 from geoinfer.index.base import Neighbors, check_queries, check_vectors, rank
+from geoinfer.machine import available_cores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,7 +117,7 @@ class FaissFlatIndex:
         if len(queries) == 0:
             return rank(queries, self._vectors, np.empty((0, k), np.int64), k)
         # OpenMP keeps this setting per calling thread, so it is made in every call and disturbs nobody else.
-        self._faiss.omp_set_num_threads(threads or _default_threads())
+        self._faiss.omp_set_num_threads(threads or available_cores())
         queries = np.ascontiguousarray(queries)
         found = min(k + _SPARE, self.size)
         similarities, candidates = self._index.search(queries, found)
@@ -157,9 +158,3 @@ class _Kept:
     def __init__(self, array: NDArray[np.float32], owner: object) -> None:
         self._owner = owner
         self.__array_interface__ = array.__array_interface__
-
-
-def _default_threads() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -271,7 +271,7 @@ def _read_references(path: Path) -> References:
     schema = _schema()
     try:
         with path.open("rb") as file:
-            table = pq.read_table(file)
+            table = pq.ParquetFile(file).read()  # unlike `read_table`, it does not import the half of pyarrow
         for field in schema:
             if field.name not in table.column_names:
                 raise ValueError(f"it has no column {field.name}")

@@ -301,6 +301,7 @@ class TestDevices:
         monkeypatch.setattr(onnx_runtime, "_has_nvidia_gpu", lambda: True)
         with open_embedder(model) as embedder:
             assert embedder.device == "cpu"
+            assert embedder.fell_back
             assert (
                 "a GPU was found, but: --device cuda:0: CUDAExecutionProvider did not start" in embedder.device_reason
             )

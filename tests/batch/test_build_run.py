@@ -321,15 +321,22 @@ def test_the_summary_and_the_geolocator_agree_on_what_is_calibrated(shared_photo
 class TestSequences:
     NOON = datetime(2024, 5, 1, 12, 0)
 
-    def named(self, known: list[str], minutes: list[float | None]) -> list[str]:
+    def named(self, known: list[str], minutes: list[float | None], east: list[float] | None = None) -> list[str]:
         times = [None if m is None else self.NOON + timedelta(minutes=m) for m in minutes]
-        return named_sequences(known, times)
+        return named_sequences(known, times, [(0.0, degrees) for degrees in east or [0.0] * len(known)])
 
     def test_photos_that_follow_within_an_hour_are_together(self):
         # 0, 59 and 118 follow one another; 179 comes 61 minutes later; the order in the index does not matter.
         names = self.named([""] * 5, [118, 0, 179, 59, 180])
         assert names[0] == names[1] == names[3] != ""
         assert names[2] == names[4] not in ("", names[0])
+
+    def test_several_occasions_go_on_at_once_in_several_places(self):
+        # On the equator a degree is 111 km. Two people photograph ten degrees apart, a quarter of an hour in turn.
+        minutes, east = [0, 15, 30, 45, 60, 75], [0.0, 10.0, 0.3, 10.3, 0.6, 10.6]
+        names = self.named([""] * 6, minutes, east)
+        assert names[0] == names[2] == names[4]
+        assert names[1] == names[3] == names[5] != names[0]
 
     def test_what_labels_say_comes_first_and_nothing_is_made_up(self):
         names = self.named(["drive", "", "", "drive"], [0, 1, None, 9000])
@@ -341,7 +348,7 @@ class TestSequences:
         for number in range(6):
             tags = Image.Exif()
             gps = tags.get_ifd(0x8825)
-            gps[1], gps[2], gps[3], gps[4] = "N", (10.0 + number, 0.0, 0.0), "E", (20.0, 0.0, 0.0)
+            gps[1], gps[2], gps[3], gps[4] = "N", (10.0 + number / 10, 0.0, 0.0), "E", (20.0, 0.0, 0.0)
             # Three in one quarter of an hour, then one a day.
             day, minute = (1, 5 * number) if number < 3 else (number, 0)
             tags.get_ifd(0x8769)[0x9003] = f"2024:05:{day:02d} 12:{minute:02d}:00"

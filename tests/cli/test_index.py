@@ -153,7 +153,9 @@ def test_verify_hashes_what_opening_does_not(run, here: Path, tiny, monkeypatch:
     data = bytearray((here / "idx" / "references.parquet").read_bytes())
     data[5] ^= 1
     (here / "idx" / "references.parquet").write_bytes(data)
-    monkeypatch.setattr(bundle, "_HASHED_AT_OPEN", 10)
+    monkeypatch.setattr(bundle, "HASHED_AT_OPEN", 10)
+    assert "good, but of 3 large files only the size; --verify reads all" in run("index", "info", tiny.index).out
+    assert run("index", "info", tiny.index, "--verify").out.splitlines()[-1].split() == ["checksums:", "good"]
     assert "checksum" not in run("index", "info", "idx").err
     outcome = run("index", "info", "idx", "--verify")
     assert outcome.code == 3

@@ -366,3 +366,44 @@ def test_interrupted_while_it_waits_for_standard_input(here: Path, tiny, number:
     assert "interrupted" in said
     assert "Fatal" not in said
     assert code == 130
+
+
+def test_a_restart_that_fails_leaves_the_old_result(predict, here: Path, tiny) -> None:
+    assert predict(tiny.photos).code == 0
+    before = {name: (here / name).read_bytes() for name in ("predictions.csv", "predictions.csv.run.json")}
+    (here / "empty").mkdir()
+    outcome = predict("empty", "--restart")
+    assert outcome.code == 2
+    assert "no photos found" in outcome.err
+    assert {name: (here / name).read_bytes() for name in before} == before
+    assert not (here / "predictions.csv.run").exists()
+    # And it is still the result of a finished run.
+    assert "Nothing to do" in predict(tiny.photos).out
+
+
+def test_a_finished_run_without_its_report_says_so(predict, here: Path, tiny) -> None:
+    assert predict(tiny.photos).code == 0
+    (here / "predictions.errors.csv").unlink()
+    outcome = predict(tiny.photos)
+    assert outcome.code == 2
+    assert "predictions.errors.csv" in outcome.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_before_the_run_begins(here: Path, tiny, number: int) -> None:
+    """Sent while NumPy is being imported: an exception there would come out as a package that is missing."""
+    program = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy': os.kill(os.getpid(), int(sys.argv.pop()))\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from geoinfer.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, "predict", str(tiny.photos), str(int(number))],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr, result.stdout) == (130, "geoinfer: interrupted\n", "")
+    assert list(here.iterdir()) == []

@@ -615,7 +615,7 @@ def test_flipped_bytes_never_give_anything_but_an_error_of_ours_or_a_working_ind
 def test_a_large_file_is_hashed_only_when_asked(folder, name, monkeypatch):
     from geoinfer import bundle
 
-    monkeypatch.setattr(bundle, "_HASHED_AT_OPEN", 0)
+    monkeypatch.setattr(bundle, "HASHED_AT_OPEN", 0)
     manifest = manifest_of(folder)
     manifest["files"][name]["sha256"] = "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
