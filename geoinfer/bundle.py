@@ -190,4 +190,6 @@ def check_files(folder: Path, files: dict[str, Any], error: type[GeoInferError],
         except OSError as fault:
             if isinstance(fault, GeoInferError):
                 raise
-            raise error(f"{path}: cannot be read: {(fault.strerror or str(fault)).lower()}") from fault
+            raise error(
+                f"{path}: cannot be read: {(fault.strerror or str(fault)).lower()}", hint="copy or build it again"
+            ) from fault

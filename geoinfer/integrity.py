@@ -22,7 +22,7 @@ def sha256_of(path: Path) -> str:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that appears under `path`, whole and on the disk, when the block ends; on an error it never does."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -34,6 +34,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where a file is written before it takes its place: hidden, and called as no user would call a file."""
+    return path.with_name(f".{path.name}.geoinfer-tmp")
 
 
 def sync_file(path: Path) -> None:

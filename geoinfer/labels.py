@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_LATITUDE: Final = ("latitude", "lat")
-_LONGITUDE: Final = ("longitude", "lon", "lng", "long")
+_LATITUDE: Final = ("latitude", "lat", "gpslatitude", "gps_latitude")
+_LONGITUDE: Final = ("longitude", "lon", "lng", "long", "gpslongitude", "gps_longitude")
 _NAME: Final = (
     "path",
     "file",
     "filename",
     "file_name",
+    "file_path",
+    "filepath",
+    "sourcefile",
     "image",
     "image_path",
     "img_file",
@@ -37,6 +40,7 @@ _NAME: Final = (
 _SOURCE: Final = ("source",)
 _ATTRIBUTION: Final = ("attribution", "licence", "license")
 _SEQUENCE: Final = ("sequence", "sequence_id")
+_LOCATION_TYPE: Final = ("location_type",)
 
 _LONGEST_HEADER: Final = 1 << 20
 
@@ -117,8 +121,11 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
         ("source", _SOURCE),
         ("attribution", _ATTRIBUTION),
         ("sequence", _SEQUENCE),
+        ("location_type", _LOCATION_TYPE),
     ):
-        present = {column.strip().lower(): position for position, column in reversed([*enumerate(header)])}
+        present = {
+            column.strip().lower().replace(" ", "_"): position for position, column in reversed([*enumerate(header)])
+        }
         found = next((present[name] for name in names if name in present), None)
         if found is not None:
             positions[role] = found
@@ -154,9 +161,14 @@ def read_labels(labels: LabelsFile) -> Iterator[Label]:
                 path, problem = locate(name)
                 latitude = longitude = float("nan")
                 try:
-                    latitude, longitude = _parse(cells["latitude"].strip(), cells["longitude"].strip())
+                    latitude, longitude = _parse(cells["latitude"], cells["longitude"], labels.delimiter)
                 except ImageError as error:
                     problem = error
+                if cells.get("location_type") == "estimated":
+                    # An index of guesses would be taken for one of facts, and be sure of itself.
+                    problem = ImageError("labels", "estimated", "the location is itself an estimate of geoinfer's")
+                if not name:
+                    problem = ImageError("labels", "no_name", f"the row that ends in line {lines} names no photo")
                 yield Label(
                     id=name,
                     path=path,
@@ -173,6 +185,12 @@ def read_labels(labels: LabelsFile) -> Iterator[Label]:
         raise LabelsError(f"{labels.path}: not a CSV: {error}") from error
 
 
+def count_rows(labels: LabelsFile) -> int:
+    """How many rows `read_labels` yields; no file is looked for."""
+    with labels.path.open(encoding="utf-8-sig", newline="") as file:
+        return max(0, sum(1 for row in csv.reader(file, delimiter=labels.delimiter) if row) - 1)
+
+
 def _layout(header: list[str]) -> str:
     names = set(header)
     if {"id", "latitude", "longitude"} <= names and names & {"sequence", "unique_country", "quadtree_10_5000"}:
@@ -184,7 +202,10 @@ def _layout(header: list[str]) -> str:
     return "CSV"
 
 
-def _parse(*texts: str) -> tuple[float, float]:
+def _parse(latitude: str, longitude: str, delimiter: str) -> tuple[float, float]:
+    texts = [latitude.strip(), longitude.strip()]
+    if delimiter != ",":  # spreadsheets write decimal commas where a comma does not separate
+        texts = [text.replace(",", ".") for text in texts]
     try:
         pair = as_coordinates([float(text) for text in texts])[0]
     except ValueError:

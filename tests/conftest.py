@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 CHECKOUT = Path(__file__).parents[1]
 SHARED = CHECKOUT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def same_signals() -> Iterator[None]:
+    """The command takes over Ctrl-C and SIGTERM; where it runs in this process, they are given back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def shared_data(name: str) -> Path:

@@ -42,6 +42,14 @@ def test_every_link_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_readme_shows_what_the_benchmarks_printed() -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    tables = re.findall(r"<!-- benchmarks/results/(\S+) -->\n(.*?)\n<!-- end -->", readme, re.DOTALL)
+    assert {name for name, _ in tables} == {"pipeline-12MP.md", "pipeline-web.md", "memory.md"}
+    for name, shown in tables:
+        assert shown.strip() == (CHECKOUT / "benchmarks" / "results" / name).read_text(encoding="utf-8").strip()
+
+
 def test_no_page_names_a_machine() -> None:
     for page in [*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md"), *(CHECKOUT / "benchmarks").rglob("*.*")]:
         if page.suffix in (".md", ".py", ".json"):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoinfer.errors import InputError, LabelsError
-from geoinfer.labels import Label, LabelsFile, open_labels, read_labels
+from geoinfer.labels import Label, LabelsFile, count_rows, open_labels, read_labels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -297,3 +297,44 @@ def test_shared_photos_are_all_there(shared_photos: Path) -> None:
     assert simple(labels) == [(row[0], float(row[1]), float(row[2])) for row in rows[1:]]
     assert all(os.path.isfile(label.path) for label in labels)
     assert len(labels) == 345
+
+
+@pytest.mark.parametrize(
+    "header", ["SourceFile,GPSLatitude,GPSLongitude", "File Name,Latitude,Longitude", "file_path,lat,lon"]
+)
+def test_names_that_other_programs_write(tmp_path: Path, header: str) -> None:
+    (tmp_path / "labels.csv").write_text(f"{header}\na.jpg,1.5,-2.5\n")
+    (label,) = read_labels(open_labels(tmp_path / "labels.csv"))
+    assert (label.id, label.latitude, label.longitude, label.problem) == ("a.jpg", 1.5, -2.5, None)
+
+
+def test_decimal_commas_where_a_comma_does_not_separate(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path;lat;lon\na.jpg;48,8566;-2,3522\n")
+    (label,) = read_labels(open_labels(tmp_path / "labels.csv"))
+    assert (label.latitude, label.longitude) == (48.8566, -2.3522)
+    (tmp_path / "labels.csv").write_text('path,lat,lon\na.jpg,"48,8566","2,3522"\n')
+    (label,) = read_labels(open_labels(tmp_path / "labels.csv"))
+    assert label.problem is not None
+    assert label.problem.code == "bad_coordinates"
+
+
+def test_estimates_are_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(
+        "path,latitude,longitude,location_type\na.jpg,1,2,estimated\nb.jpg,1,2,\nc.jpg,1,2,measured\n"
+    )
+    labels = list(read_labels(open_labels(tmp_path / "labels.csv")))
+    assert [label.problem and label.problem.code for label in labels] == ["estimated", None, None]
+
+
+def test_a_row_without_a_name_can_be_found(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("path,latitude,longitude\na.jpg,1,2\n\n,3,4\n")
+    _, label = read_labels(open_labels(tmp_path / "labels.csv"))
+    assert label.problem is not None
+    assert label.problem.code == "no_name"
+    assert "line 4" in str(label.problem)
+
+
+def test_rows_are_counted_as_they_are_read(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text('path,latitude,longitude\na.jpg,1,2\n\n"b\nc.jpg",3,4\nd.jpg,5,6')
+    labels = open_labels(tmp_path / "labels.csv")
+    assert count_rows(labels) == len(list(read_labels(labels))) == 3

@@ -36,7 +36,10 @@ def open_embedder(
     if not path.exists():
         raise InputError(f"{path}: there is no such model", hint="--engine takes a bundle folder or an .onnx model")
     if path.is_dir():
-        raise ModelError(f"{path}: a folder without bundle.json is not a bundle, and an .onnx model is a file")
+        raise ModelError(
+            f"{path}: a folder without bundle.json is not a bundle, and an .onnx model is a file",
+            hint="--engine takes a bundle folder or an .onnx model; an index goes with --index",
+        )
     if path.suffix.lower() != ".onnx":
         raise ModelError(f"{path}: not an .onnx model", hint="--engine takes a bundle folder or an .onnx model")
     from geoinfer.backends.onnx_runtime import OnnxRuntimeEmbedder

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+INSTALL_GPU: Final = "pip uninstall onnxruntime faiss-cpu && pip install 'geoinfer-toolkit[gpu]'"
+"""What makes a machine use its NVIDIA GPU: the wheels of the cpu extra and of the gpu extra overwrite each other."""
+
 _DEVICE: Final = re.compile(r"(auto|cpu|(cuda|tensorrt)(?::(\d+))?)")
 _NORM_TOLERANCE: Final = 1e-2  # fp16 graphs normalise to about 1e-3
 
@@ -58,7 +61,10 @@ def parse_device(device: str) -> tuple[str, int]:
     """
     match = _DEVICE.fullmatch(device)
     if match is None:
-        raise UsageError(f"--device {device}: expected auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+        raise UsageError(
+            f"--device {device}: expected auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N",
+            hint="`geoinfer doctor` shows the devices",
+        )
     kind = match.group(2) or match.group(1)
     return kind, int(match.group(3) or 0)
 
@@ -155,7 +161,7 @@ class OnnxRuntimeEmbedder:
         if needed and needed not in available:
             raise DeviceError(
                 f"--device {self._asked}: this ONNX Runtime has no {needed} (it has {', '.join(available)})",
-                hint="pip uninstall onnxruntime && pip install 'geoinfer-toolkit[gpu]'; `geoinfer doctor` tells more",
+                hint=f"{INSTALL_GPU}; `geoinfer doctor` tells more",
             )
         if needed:
             _load_cuda(self._ort)

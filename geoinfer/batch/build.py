@@ -24,7 +24,7 @@ from geoinfer.images import Source, decode_pixels, discover, raw_problem, read_i
 from geoinfer.images.near_duplicates import HASH_BYTES, perceptual_hash
 from geoinfer.index import References, open_index, write_index
 from geoinfer.index.store import INDEX_FORMAT
-from geoinfer.labels import Label, LabelsFile, open_labels, read_labels
+from geoinfer.labels import Label, LabelsFile, count_rows, open_labels, read_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,9 +210,9 @@ class _Builder:
         self.inputs += len(block.sources)
         for offset in sorted(block.failures):
             row = failed_row(block.sources[offset].path, block.failures[offset])
+            self.failed.append(row)
             if row["status"] == "error":
                 self.error += 1
-                self.failed.append(row)
             else:
                 self.skipped += 1
         self._embeddings.append(block.embeddings)
@@ -311,6 +311,8 @@ def check_build(options: BuildOptions) -> None:
         raise OutputError(f"{output}: exists already", hint="choose another --output, or --overwrite to replace it")
     if output.exists() and not _is_index(output):
         raise OutputError(f"{output}: exists and is not an index, so it is not overwritten")
+    if options.labels.is_file():
+        open_labels(options.labels, options.images)
     if options.errors.exists() and options.labels.is_file() and options.errors.samefile(options.labels):
         raise UsageError(f"--errors {options.errors}: is the labels themselves", hint="choose another file")
     try:
@@ -323,6 +325,13 @@ def check_build(options: BuildOptions) -> None:
             f"{output}: cannot be written here: {(error.strerror or str(error)).lower()}",
             hint="choose another --output",
         ) from error
+
+
+def count_inputs(options: BuildOptions) -> int:
+    """How many photos the labels name, or the folder holds."""
+    if options.labels.is_dir():
+        return sum(1 for _ in discover([os.fspath(options.labels)]))
+    return count_rows(open_labels(options.labels, options.images))
 
 
 def _is_index(folder: Path) -> bool:
@@ -341,7 +350,7 @@ def _replaced(output: Path) -> Path:
 
 def _write_report(options: BuildOptions, builder: _Builder) -> dict[str, int]:
     try:
-        return write_error_report(options.errors, builder.failed)
+        return write_error_report(options.errors, builder.failed, skipped=True)
     except OSError as error:
         raise OutputError(f"{options.errors}: cannot be written: {(error.strerror or str(error)).lower()}") from error
 

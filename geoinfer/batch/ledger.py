@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from geoinfer.errors import OutputError, UsageError
-from geoinfer.integrity import atomic_file, canonical_json, sync_folder, write_json
+from geoinfer.integrity import atomic_file, canonical_json, sync_folder, temporary_name, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +112,7 @@ class RunLedger:
                 raise OutputError(f"{self.output}: is a folder", hint="--output names a file")
             # The longest name that will be needed: better to learn now than at the end that it is too long.
             with contextlib.suppress(FileNotFoundError):
-                os.lstat(self.record_path.with_name(self.record_path.name + ".tmp"))
+                os.lstat(temporary_name(self.record_path))
             self._take_lock()
             had_ledger = (self.folder / _LEDGER).exists()
             try:
@@ -199,8 +199,7 @@ class RunLedger:
         # The lock goes last: until then nobody else begins a run in this folder.
         with contextlib.suppress(OSError):
             (self.folder / _LEDGER).unlink(missing_ok=True)
-            for path in self.folder.glob("part-*"):
-                path.unlink()
+            self._clear_parts()
             (self.folder / _LOCK).unlink()
             self.folder.rmdir()
         self.close()
@@ -216,6 +215,11 @@ class RunLedger:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _clear_parts(self) -> None:
+        for pattern in ("part-[0-9]*.jsonl", temporary_name(self._part_path(0)).name.replace("000000", "[0-9]*")):
+            for path in self.folder.glob(pattern):
+                path.unlink()
 
     def _part_path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.jsonl"
@@ -258,8 +262,7 @@ class RunLedger:
         if restart:
             # The old result stays until the new one takes its place, in case there will be none.
             (self.folder / _LEDGER).unlink(missing_ok=True)
-            for path in self.folder.glob("part-*"):
-                path.unlink()
+            self._clear_parts()
             self._append({"fingerprint": self.fingerprint})
             return
         header, self.parts = self._read()

@@ -2,8 +2,8 @@
 
 One pool of threads does all the work, and a thread that looks for something to do takes the task that is furthest
 along: finishing a block before embedding a batch before preparing one more photo. So no core waits while there is work
-of any kind (on a CPU every thread may embed, each with a single-threaded model, which beats one model on all cores),
-and nothing piles up, because fresh photos are only begun when there is room for them.
+of any kind (on a CPU every thread may embed, each with a single-threaded call, so none waits for the slowest part of a
+layer), and nothing piles up, because fresh photos are only begun when there is room for them.
 
 What is computed together does not depend on timing. Inputs are cut, in their order, into batches of `batch_size` (what
 the model sees at once) and blocks of `block_batches` batches (what is finished and delivered at once). A photo that

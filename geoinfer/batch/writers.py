@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS, error_report_row
 from geoinfer.errors import OutputError, UsageError
-from geoinfer.integrity import atomic_file
+from geoinfer.integrity import atomic_file, temporary_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -50,8 +50,13 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     ](path, rows)
 
 
-def write_error_report(path: Path, rows: Iterable[Row]) -> dict[str, int]:
-    """Writes the rows with status `error` as a CSV; only a header when there are none.
+def write_error_report(path: Path, rows: Iterable[Row], *, skipped: bool = False) -> dict[str, int]:
+    """Writes the rows that have a failure as a CSV; only a header when there are none.
+
+    Args:
+        path: the report.
+        rows: of a result.
+        skipped: list the inputs that were left out on purpose, too.
 
     Returns:
         How many rows have each error code, the most frequent first.
@@ -60,7 +65,7 @@ def write_error_report(path: Path, rows: Iterable[Row]) -> dict[str, int]:
 
     def failed() -> Iterator[Row]:
         for row in rows:
-            if row["status"] == "error":
+            if row["status"] == "error" or (skipped and row["status"] == "skipped"):
                 codes[row["_failure"]["code"]] += 1
                 yield error_report_row(row)
 
@@ -81,9 +86,9 @@ def check_error_report(path: Path) -> None:
         start = b""
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             start = file.read(len(_REPORT_START))
-        with path.with_name(path.name + ".tmp").open("ab"):
+        with temporary_name(path).open("ab"):
             pass
-        path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+        temporary_name(path).unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, OutputError):
             raise

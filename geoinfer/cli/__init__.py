@@ -11,8 +11,8 @@ import typer
 import geoinfer
 from geoinfer.cli import doctor, index, info, predict
 from geoinfer.cli.console import say
-from geoinfer.cli.interrupts import interrupts_end_the_process
-from geoinfer.errors import EXIT_INTERRUPTED, GeoInferError
+from geoinfer.cli.interrupts import ignore_interrupts, interrupts_end_the_process
+from geoinfer.errors import EXIT_INTERRUPTED, EXIT_OK, GeoInferError
 
 EXIT_BUG = 70
 """An error that geoinfer did not foresee (EX_SOFTWARE of sysexits.h)."""
@@ -57,23 +57,35 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    interrupts_end_the_process()
+    code = _run()
+    # The work is done and its outcome known; dying of a signal while Python winds up would only hide it.
+    ignore_interrupts()
+    raise SystemExit(code)
+
+
+def _run() -> int:
+    """The exit code of the command, whatever happened, said on standard error where it went wrong."""
     try:
-        with interrupts_end_the_process():
-            app(prog_name="geoinfer")
+        app(prog_name="geoinfer")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else EXIT_OK
     except GeoInferError as error:
-        _fail(str(error), error.hint, error.exit_code)
+        _complain(str(error), error.hint)
+        return error.exit_code
     except KeyboardInterrupt:
-        _fail("interrupted", "", EXIT_INTERRUPTED)
+        _complain("interrupted", "")
+        return EXIT_INTERRUPTED
     except Exception as error:
         if os.environ.get("GEOINFER_DEBUG"):
             raise
         text = " ".join(str(error).split())[:500]
-        _fail(
+        _complain(
             f"unexpected {type(error).__name__}: {text}",
             "this is a fault of geoinfer: please report it with the output of GEOINFER_DEBUG=1 and this command",
-            EXIT_BUG,
         )
-    _exit(0)
+        return EXIT_BUG
+    return EXIT_OK
 
 
 def _open_closed_streams() -> None:
@@ -84,17 +96,12 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
 
 
-def _fail(message: str, hint: str, code: int) -> NoReturn:
+def _complain(message: str, hint: str) -> None:
     say(f"geoinfer: {_one_line(message)}")
     if hint:
         say(f"  {_one_line(hint)}")
-    _exit(code)
 
 
 def _one_line(text: str) -> str:
     """The same text with line ends and control characters, which file names may hold, spelled out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _exit(code: int) -> NoReturn:
-    raise SystemExit(code)

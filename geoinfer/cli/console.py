@@ -80,7 +80,7 @@ class Console:
         self._began = self._last_line = time.monotonic()
         if self._quiet:
             return
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             self._start_bar()
         if self._count is not None:
             threading.Thread(target=self._count_inputs, daemon=True, name="geoinfer-count").start()
@@ -138,13 +138,16 @@ class Console:
             def render(self, task: Any) -> Text:
                 return Text(f"{(task.completed - resumed) / max(time.monotonic() - began, 1e-9):.1f}/s")
 
+        class Left(TimeRemainingColumn):
+            def render(self, task: Any) -> Text:
+                return Text("") if task.total is None else Text("left ") + super().render(task)
+
         self._bar = Progress(
             TextColumn(self._doing),
             BarColumn(),
             MofNCompleteColumn(),
             Rate(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            Left(),
             TextColumn("{task.fields[failed]} errors"),
             console=RichConsole(stderr=True),
             transient=True,

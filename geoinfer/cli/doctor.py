@@ -54,6 +54,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 def examine() -> dict[str, Any]:
     """Versions, providers, devices and problems, as plain values."""
     import geoinfer
+    from geoinfer.backends.onnx_runtime import INSTALL_GPU
     from geoinfer.machine import available_cores
 
     versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
@@ -82,10 +83,7 @@ def examine() -> dict[str, Any]:
     if not report["formats"]["HEIC"]:
         report["advice"].append("HEIC photos (iPhones) cannot be read: pip install 'geoinfer-toolkit[heic]'")
     if report["gpus"] and "CUDAExecutionProvider" not in report["providers"]:
-        report["advice"].append(
-            "there is a GPU, but this ONNX Runtime cannot use it: pip uninstall onnxruntime faiss-cpu && "
-            "pip install 'geoinfer-toolkit[gpu]'"
-        )
+        report["advice"].append(f"there is a GPU, but this ONNX Runtime cannot use it: {INSTALL_GPU}")
     return report
 
 

@@ -66,7 +66,7 @@ def build(
     be used costs its own place in the index and nothing else.
     """
     from geoinfer.backends import open_embedder
-    from geoinfer.batch.build import BuildOptions, check_build, run_build
+    from geoinfer.batch.build import BuildOptions, check_build, count_inputs, run_build
     from geoinfer.batch.predict import ErrorLimit
     from geoinfer.bundle import SHIPPED, is_bundle, open_bundle
     from geoinfer.cli.console import Console, answer, device_line, failed_line, say
@@ -96,7 +96,7 @@ def build(
             attribution=attribution,
             overwrite=overwrite,
         )
-        with Console(quiet=quiet, doing="indexing") as console:
+        with Console(quiet=quiet, doing="indexing", count=lambda: count_inputs(run)) as console:
             device_line(console, embedder)
             with interrupts_raise():
                 summary = run_build(embedder, run, console)

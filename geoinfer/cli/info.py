@@ -32,7 +32,9 @@ def info(
 
     target = path or SHIPPED
     if not target.exists():
-        raise InputError(f"{target}: there is no such bundle or model")
+        raise InputError(
+            f"{target}: there is no such bundle or model", hint="name a bundle's folder, an .onnx file, or nothing"
+        )
     if (target / "manifest.json").is_file():
         raise ModelError(f"{target}: this is an index", hint=f"geoinfer index info {target}")
     values = _bundle(target, verify=verify) if target.is_dir() or is_bundle(target) else _model(target)

@@ -19,28 +19,37 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def interrupts_end_the_process() -> Iterator[None]:
-    """Within the block, either signal prints one line and ends the process with 130. There is nothing to save yet."""
-    with _handled_by(_end):
-        yield
+def interrupts_end_the_process() -> None:
+    """From now on either signal prints one line and ends the process with 130: there is nothing to save."""
+    _handle_by(_end)
+
+
+def ignore_interrupts() -> None:
+    """From now on neither signal does anything."""
+    _handle_by(signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def interrupts_raise() -> Iterator[None]:
-    """Within the block, either signal raises KeyboardInterrupt."""
-    with _handled_by(signal.default_int_handler):
-        yield
+    """Within the block, the first signal raises KeyboardInterrupt, and a second ends the process at once.
 
-
-@contextlib.contextmanager
-def _handled_by(handler: Callable[[int, Any], Any]) -> Iterator[None]:
-    before = [(number, signal.signal(number, handler)) for number in _SIGNALS]
+    What a run has made safe survives even that; an exception in the middle of winding up would not end well.
+    """
+    _handle_by(_raise_once)
     try:
         yield
     finally:
-        for number, old in before:
-            signal.signal(number, old)
+        interrupts_end_the_process()
+
+
+def _handle_by(handler: Callable[[int, Any], Any] | signal.Handlers) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, handler)
+
+
+def _raise_once(_number: int, _frame: Any) -> None:
+    interrupts_end_the_process()
+    raise KeyboardInterrupt
 
 
 def _end(_number: int, _frame: Any) -> None:

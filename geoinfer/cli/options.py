@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -107,6 +108,20 @@ def check_written(files: dict[str, Path], inputs: Iterable[str], made: Path) -> 
             )
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise OutputError(f"{option} {path}: cannot be written: permission denied", hint="choose another file")
+
+
+def check_summary(path: Path) -> None:
+    """Raises OutputError if a file is there that is no summary of an earlier run."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return
+    try:
+        values = json.loads(content)
+    except ValueError:
+        values = None
+    if content and not (isinstance(values, dict) and {"geoinfer", "exit_code"} <= set(values)):
+        raise OutputError(f"--summary-json {path}: exists, and is no summary of a run", hint="choose another file")
 
 
 def _file_id(path: str | Path) -> tuple[int, int] | None:

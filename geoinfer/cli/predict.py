@@ -103,6 +103,8 @@ def predict(
     if summary_json is not None:
         written["--summary-json"] = summary_json
     options.check_written(written, sources, output.parent)
+    if summary_json is not None:
+        options.check_summary(summary_json)
     with Geolocator.open(
         engine,
         index,
@@ -135,7 +137,7 @@ def predict(
                 answer(line)
         if geolocator.notice:
             say(f"note: {geolocator.notice}")
-    if code != EXIT_OK and not quiet:
+    if code != EXIT_OK:
         say(failed_line(summary.error, max_errors))
     raise typer.Exit(code)
 
@@ -159,7 +161,8 @@ def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary)
     if summary.already_finished:
         return [
             f"Nothing to do: {run.output} holds all {summary.inputs} inputs already "
-            f"({summary.ok} located, {summary.error} errors, {summary.skipped} skipped); --restart does them again."
+            f"({summary.ok} located, {summary.error} errors, {summary.skipped} skipped).",
+            "  Photos that changed since are not looked at; --restart does all of them again.",
         ]
     lines = [
         f"Located {summary.ok} of {summary.inputs} photos in {duration(summary.seconds)} "

@@ -343,8 +343,7 @@ def _register_heif() -> None:
         raise ImageError(
             "decode",
             "heic_support_missing",
-            "HEIC needs the package pi-heif",
-            hint="pip install 'geoinfer-toolkit[heic]'",
+            "HEIC needs the package pi-heif: pip install 'geoinfer-toolkit[heic]'",
         ) from error
     # Nothing but the picture itself is asked for: the less of a damaged file is read, the less can go wrong.
     pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)

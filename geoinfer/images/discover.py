@@ -97,23 +97,36 @@ def check_sources(arguments: Iterable[str]) -> None:
 def _missing(argument: str) -> InputError:
     if not argument:
         return InputError("an input is the empty string", hint="name a photo, a folder, a pattern, @list.txt or -")
+    try:
+        os.lstat(argument)
+    except PermissionError as error:
+        return InputError(
+            f"{argument}: cannot be looked at: {(error.strerror or str(error)).lower()}",
+            hint="make the folders that it lies in readable",
+        )
+    except (OSError, ValueError):
+        pass
     return InputError(
         f"{argument}: there is no such file or folder", hint="check the path; --help shows what an input can be"
     )
 
 
 def _no_match(argument: str) -> InputError:
-    return InputError(f"{argument}: no file matches this pattern")
+    return InputError(
+        f"{argument}: no file matches this pattern", hint="check it; it is relative to the current folder"
+    )
 
 
 def _unreadable_list(name: str, error: OSError) -> InputError:
     reason = (error.strerror or str(error)).lower()
-    return InputError(f"@{name}: the list of inputs cannot be read: {reason}")
+    return InputError(
+        f"@{name}: the list of inputs cannot be read: {reason}", hint="@ comes before the name of a file of paths"
+    )
 
 
 def _unreadable_folder(folder: bytes, error: OSError) -> InputError:
     reason = (error.strerror or str(error)).lower()
-    return InputError(f"{os.fsdecode(folder)}: the folder cannot be read: {reason}")
+    return InputError(f"{os.fsdecode(folder)}: the folder cannot be read: {reason}", hint="make it readable")
 
 
 def _from_path(argument: str) -> Iterator[Source]:

@@ -142,7 +142,8 @@ def read_image_file(path: bytes) -> tuple[bytes, str]:
                     f"{size} bytes are more than the {MAX_FILE_BYTES} allowed",
                     size_bytes=size,
                 )
-            return head + file.read(), name
+            file.seek(0)
+            return file.read(), name
     except OSError as error:
         if isinstance(error, ImageError):
             raise

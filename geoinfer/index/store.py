@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from geoinfer.backends.base import EmbedderIdentity
-from geoinfer.bundle import check_files, describe_files, read_manifest
+from geoinfer.bundle import check_files, describe_files, is_bundle, read_manifest
 from geoinfer.errors import IndexFolderError, InputError, OutputError
 from geoinfer.geocells import cell_ids
 from geoinfer.geodesy import as_coordinates
 from geoinfer.index.base import References
 from geoinfer.index.faiss_index import FaissFlatIndex
 from geoinfer.index.leave_one_out import LeaveOneOut, leave_one_out
-from geoinfer.integrity import sync_file, sync_folder, write_json
+from geoinfer.integrity import sync_file, sync_folder, temporary_name, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,6 +152,8 @@ def read_index_manifest(folder: Path, *, verify: bool = False) -> IndexManifest:
         raise InputError(
             f"{folder}: there is no such index", hint="`geoinfer index build` makes one; --index takes its folder"
         )
+    if is_bundle(folder):
+        raise IndexFolderError(f"{folder}: this is a bundle, not an index", hint=f"its index is {folder / 'index'}")
     values = read_manifest(folder / "manifest.json", INDEX_FORMAT, INDEX_VERSION, IndexFolderError, "index")
     files = values["files"]
     missing = {_VECTORS, _REFERENCES, _LEAVE_ONE_OUT} - set(files)
@@ -209,7 +211,7 @@ def open_index(folder: Path) -> StoredIndex:
 
 def _remove_leftovers(temporary: Path) -> None:
     """Removes what a killed run left behind, and nothing else that happens to have the name."""
-    ours = {_VECTORS, _REFERENCES, _LEAVE_ONE_OUT, "manifest.json", "manifest.json.tmp"}
+    ours = {_VECTORS, _REFERENCES, _LEAVE_ONE_OUT, "manifest.json", temporary_name(temporary / "manifest.json").name}
     others = sorted(set(os.listdir(temporary)) - ours) if os.path.isdir(temporary) else []
     if others:
         raise OutputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -80,6 +81,7 @@ def test_an_index_is_what_a_plain_loop_makes(labels, tmp_path, kit, embedder):
     report = kit.table((tmp_path / "errors.csv").read_bytes())
     assert [(Path(row["path"]).name, row["stage"]) for row in report] == [
         ("nowhere.jpg", "read"), ("broken.jpg", "decode"), ("broken.jpg", "labels"),
+        ("thumbnail.nef", "discover"),
     ]  # fmt: skip
     assert summary.layout == "CSV"
     assert observer.done == 14
@@ -132,8 +134,10 @@ def test_a_folder_of_photos_with_gps(tmp_path, kit, embedder):
     assert stored.references.coordinates.tolist() == [[12.5, -33.25], [-45.75, 170.5], [1.5, 2.5]]
     assert (summary.inputs, summary.indexed, summary.error, summary.skipped) == (7, 3, 1, 3)
     assert summary.layout == "EXIF"
-    (line,) = kit.table((tmp_path / "errors.csv").read_bytes())
-    assert line["path"] == str(folder / "d broken.jpg")
+    report = kit.table((tmp_path / "errors.csv").read_bytes())
+    assert [(os.path.relpath(line["path"], folder), line["code"]) for line in report] == [
+        ("b none.jpg", "no_gps"), ("c zero.jpg", "no_gps"), ("d broken.jpg", "truncated"), ("e.nef", "camera_raw"),
+    ]  # fmt: skip
 
 
 def test_camera_originals(shared_exif, tmp_path, kit, embedder):
@@ -316,6 +320,25 @@ def test_the_summary_and_the_geolocator_agree_on_what_is_calibrated(shared_photo
     assert summary.calibrated == (count >= 17)
     with Geolocator.open(SHIPPED, tmp_path / "idx", device="cpu", threads=1) as geolocator:
         assert geolocator.calibrated == (count >= 17)
+
+
+def test_the_report_lists_what_has_no_position(tmp_path, embedder):
+    (tmp_path / "photos").mkdir()
+    for number, photo in enumerate(sorted((EXAMPLES / "photos").iterdir())[:3]):
+        (tmp_path / "photos" / photo.name).symlink_to(photo)
+        if number == 0:
+            tags = Image.Exif()
+            gps = tags.get_ifd(0x8825)
+            gps[1], gps[2], gps[3], gps[4] = "N", (10.0, 0.0, 0.0), "E", (20.0, 0.0, 0.0)
+            Image.open(photo).save(tmp_path / "photos" / "tagged.jpg", exif=tags)
+    summary = run_build(embedder, options(tmp_path / "photos", tmp_path / "index"), Nobody())
+    assert (summary.indexed, summary.error, summary.skipped, summary.failures) == (1, 0, 3, {"no_gps": 3})
+    with open(tmp_path / "errors.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["code"] for row in rows] == ["no_gps"] * 3
+    assert sorted(os.path.basename(row["path"]) for row in rows) == sorted(
+        photo.name for photo in sorted((EXAMPLES / "photos").iterdir())[:3]
+    )
 
 
 class TestSequences:

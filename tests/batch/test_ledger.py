@@ -75,7 +75,7 @@ def test_the_part_is_on_the_disk_before_it_is_entered(output, monkeypatch):
         events.clear()
         ledger.commit([row(0)], "d0")
     assert events == [
-        ("sync", "part-000000.jsonl.tmp"),
+        ("sync", ".part-000000.jsonl.geoinfer-tmp"),
         ("rename", "part-000000.jsonl"),
         ("sync", "out.csv.run"),
         ("sync", "ledger.jsonl"),
@@ -131,7 +131,7 @@ def test_a_part_that_is_not_as_it_was_written_is_done_again(output, three_parts,
 
 def test_stray_files_are_no_parts(output, three_parts):
     (three_parts / "part-000003.jsonl").write_text('{"path": "not entered"}\n')
-    (three_parts / "part-000004.jsonl.tmp").write_text("half")
+    (three_parts / ".part-000004.jsonl.geoinfer-tmp").write_text("half")
     with opened(output) as ledger:
         assert len(list(ledger.rows())) == 6
         ledger.commit([row(6)], "d3")
@@ -294,7 +294,7 @@ class Full:
         monkeypatch.setattr(os, "fsync", failing)
 
 
-@pytest.mark.parametrize("name", ["part-000003.jsonl.tmp", "ledger.jsonl"])
+@pytest.mark.parametrize("name", [".part-000003.jsonl.geoinfer-tmp", "ledger.jsonl"])
 def test_a_full_disk_costs_only_the_part_it_stopped(output, three_parts, monkeypatch, name):
     full = Full(monkeypatch, name)
     with opened(output) as ledger:
@@ -306,7 +306,7 @@ def test_a_full_disk_costs_only_the_part_it_stopped(output, three_parts, monkeyp
         ledger.commit([row(6)], "d3")  # also in the same process
     with opened(output) as ledger:
         assert [part.digest for part in ledger.parts] == ["d0", "d1", "d2", "d3"]
-    assert not list(three_parts.glob("*.tmp"))
+    assert not list(three_parts.glob(".*"))
 
 
 def test_a_disk_that_is_full_from_the_start_is_a_refusal_and_leaves_nothing(output, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,13 +38,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: object, stdin: bytes = b"") -> Outcome:
         monkeypatch.setattr(sys, "argv", ["geoinfer", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin), isatty=lambda: False))
-        before = signal.getsignal(signal.SIGTERM)
         capsys.readouterr()
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with pytest.raises(SystemExit) as ended:
+            main()
         captured = capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return Outcome(ended.value.code, captured.out, captured.err)

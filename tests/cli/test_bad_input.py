@@ -324,7 +324,7 @@ def test_info_of_what_is_neither(refused, here: Path, photo: str, tiny) -> None:
     refused(3, ["info", photo], photo, "not a model")
     refused(3, ["info", tiny.index], "this is an index", f"geoinfer index info {tiny.index}")
     refused(2, ["index", "info", "none"], "none: there is no such index")
-    refused(3, ["index", "info", SHIPPED], "manifest.json")
+    refused(3, ["index", "info", SHIPPED], "this is a bundle", str(SHIPPED / "index"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip("onnx")
 
 from geoinfer.bundle import SHIPPED, write_bundle_manifest
+from geoinfer.cli.console import Console
 from tests.onnx_models import SIZE, make_model
 
 COLUMNS = ["path", "status", "latitude", "longitude", "radius_km", "score", "top1_similarity", "error"]
@@ -175,9 +177,10 @@ class TestFailedInputs:
         assert outcome.code == code
         assert ("--max-errors" in outcome.err) == (code == 1)
 
-    def test_quiet_says_it_by_the_exit_code_alone(self, predict, mixed: Path) -> None:
+    def test_quiet_says_only_that(self, predict, mixed: Path) -> None:
         outcome = predict("broken.jpg", "-q")
-        assert (outcome.code, outcome.out, outcome.err) == (1, "", "")
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err == "geoinfer: 1 input failed, more than --max-errors 0\n"
 
     def test_a_report_by_another_name(self, predict, mixed: Path) -> None:
         predict("red.png", "broken.jpg", "--errors", "bad.csv")
@@ -407,3 +410,50 @@ def test_interrupted_before_the_run_begins(here: Path, tiny, number: int) -> Non
     )  # fmt: skip
     assert (result.returncode, result.stderr, result.stdout) == (130, "geoinfer: interrupted\n", "")
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("gap_ms", [0, 20, 100])
+@pytest.mark.parametrize("command", ["predict", "index build"])
+def test_a_second_interrupt_ends_it_at_once_and_cleanly(here: Path, tiny, command: str, gap_ms: int) -> None:
+    """Python itself would abort (134) with threads at work in libraries, or die of the signal."""
+    (here / "many").mkdir()
+    for number in range(3000):
+        (here / "many" / f"{number}.png").symlink_to(tiny.photos / "red.png")
+    (here / "many.csv").write_text(
+        "path,latitude,longitude\n" + "".join(f"many/{number}.png,1,2\n" for number in range(3000))
+    )
+    arguments = (
+        ["predict", "many", "-i", tiny.index] if command == "predict" else ["index", "build", "many.csv", "-o", "i"]
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "geoinfer", *arguments, "-e", tiny.model], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr.readline().startswith("device: ")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(gap_ms / 1000)
+        process.send_signal(signal.SIGINT)
+        code, said = process.wait(timeout=30), process.stderr.read()
+    assert code == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("content", ["precious", "[1]", '{"a": 1}'])
+def test_a_summary_overwrites_nothing_but_a_summary(predict, here: Path, tiny, content: str) -> None:
+    (here / "notes.json").write_text(content)
+    outcome = predict(tiny.photos, "--summary-json", "notes.json")
+    assert outcome.code == 2
+    assert "notes.json: exists, and is no summary of a run" in outcome.err
+    assert (here / "notes.json").read_text() == content
+    assert predict(tiny.photos, "--summary-json", "s.json").code == 0
+    assert predict(tiny.photos, "--summary-json", "s.json", "--restart").code == 0
+
+
+def test_plain_lines_on_a_dumb_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Console(quiet=False) as console:
+        console.started(0, 0)
+        assert console._bar is None

@@ -844,7 +844,7 @@ def test_heic_without_its_package_says_what_to_install(shared_formats: Path, mon
     monkeypatch.setitem(sys.modules, "pi_heif", None)
     error = failure((shared_formats / "samplefilehub.heif").read_bytes())
     assert error.code == "heic_support_missing"
-    assert "geoinfer-toolkit[heic]" in error.hint
+    assert "geoinfer-toolkit[heic]" in str(error)
 
 
 def test_decoding_warns_of_nothing() -> None:
