@@ -6,8 +6,8 @@ of any kind (on a CPU every thread may embed, each with a single-threaded call, 
 layer), and nothing piles up, because fresh photos are only begun when there is room for them.
 
 What is computed together does not depend on timing. Inputs are cut, in their order, into batches of `batch_size` (what
-the model sees at once) and blocks of `block_batches` batches (what is finished and delivered at once). A photo that
-fails leaves its batch smaller; nothing takes its place. So the same inputs give the same bytes, in one go or resumed
+the model sees at once) and blocks of `block_batches` batches (what is finished and delivered at once). Nothing takes
+the place of a photo that fails. So the same inputs give the same bytes, in one go or resumed
 at the end of any block.
 """
 
@@ -44,9 +44,9 @@ _NOT_FINITE = ImageError("embed", "not_finite", NOT_FINITE)
 class StageTimes:
     """Seconds that threads spent in each stage, added up over threads, and what they worked on."""
 
-    prepare: float = 0.0
-    embed: float = 0.0
-    finish: float = 0.0
+    prepare_seconds: float = 0.0
+    embed_seconds: float = 0.0
+    finish_seconds: float = 0.0
     prepared: int = 0
     embedded: int = 0
 
@@ -138,6 +138,8 @@ class Pipeline(Generic[Detail, Answer]):
         # A GPU is fed by one thread of its own at a time, so that the others go on decoding while it computes.
         self._embed_slots = workers if on_cpu else 1
         self._thread_count = workers if on_cpu else workers + 1
+        # A GPU's libraries choose their algorithms, or build an engine, anew for each shape: it sees only one.
+        self._whole_batches = not on_cpu
         # Batches whose pixels may be in memory: those being embedded, and enough beside them to decode into.
         self._pixel_limit = self._embed_slots + 1 + -(-self._thread_count // batch_size)
         self._block_limit = 4 + self._thread_count // block_batches
@@ -154,6 +156,7 @@ class Pipeline(Generic[Detail, Answer]):
         self._spare_pixels: list[NDArray[np.uint8]] = []
         self._fault: BaseException | None = None
         self._stopped = False
+        self._nothing = np.empty((0, embedder.dim), np.float32)
         self._threads: list[threading.Thread] = []
         self.times = StageTimes()
 
@@ -315,7 +318,7 @@ class Pipeline(Generic[Detail, Answer]):
                 failure = error.with_traceback(None)
                 failure.__cause__ = failure.__context__ = None
         with self._condition:
-            self.times.prepare += time.perf_counter() - started
+            self.times.prepare_seconds += time.perf_counter() - started
             self.times.prepared += 1
             if failure is not None:
                 batch.failures[slot] = failure
@@ -330,14 +333,18 @@ class Pipeline(Generic[Detail, Answer]):
         started = time.perf_counter()
         assert batch.pixels is not None
         usable = [slot for slot in range(len(batch.sources)) if slot not in batch.failures]
-        pixels = batch.pixels[: len(batch.sources)]
-        embeddings = self._embedder.embed(pixels if len(usable) == len(pixels) else pixels[usable])
+        if self._whole_batches:
+            # What is in the other rows costs its share of the time, and is thrown away.
+            embeddings = self._embedder.embed(batch.pixels)[usable] if usable else self._nothing
+        else:
+            pixels = batch.pixels[: len(batch.sources)]
+            embeddings = self._embedder.embed(pixels if len(usable) == len(pixels) else pixels[usable])
         finite = np.isfinite(embeddings).all(axis=1)
         for row in np.flatnonzero(~finite).tolist():
             batch.failures[usable[row]] = _NOT_FINITE
         batch.embeddings = embeddings[finite]
         with self._condition:
-            self.times.embed += time.perf_counter() - started
+            self.times.embed_seconds += time.perf_counter() - started
             self.times.embedded += len(usable)
             self._embedding -= 1
             self._live_pixels -= 1
@@ -368,6 +375,6 @@ class Pipeline(Generic[Detail, Answer]):
         assert len(block.located) + len(block.failures) == len(block.sources)
         block.answer = self._finish(block)
         with self._condition:
-            self.times.finish += time.perf_counter() - started
+            self.times.finish_seconds += time.perf_counter() - started
             self._finished[open_block.number] = block
             self._condition.notify_all()

@@ -245,7 +245,11 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
             error=counts["error"],
             skipped=counts["skipped"],
             failures=failures,
-            stage_seconds={"read and decode": times.prepare, "embed": times.embed, "search": times.finish},
+            stage_seconds={
+                "read and decode": times.prepare_seconds,
+                "embed": times.embed_seconds,
+                "search": times.finish_seconds,
+            },
         )
         assert summary.inputs == digest.count == summary.ok + summary.error + summary.skipped
         with _saving(ledger.record_path, ledger):

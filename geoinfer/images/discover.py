@@ -1,7 +1,9 @@
 """From what the user typed to a stream of photos, in an order that is the same every time.
 
 Memory stays flat however many files there are: folders are walked one at a time, and the names of a folder too large to
-sort in memory are sorted in runs on the disk. Paths are bytes throughout, so that names that are not UTF-8 survive.
+sort in memory are sorted in runs on the disk. What grows is small: some 250 bytes for each folder, so that loops of
+links end, and what a pattern matches is held as a list. Paths are bytes throughout, so that names that are not UTF-8
+survive.
 """
 
 from __future__ import annotations
