@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD
+from geoinfer.batch.lock import OutputLock
 from geoinfer.batch.pipeline import Block, Pipeline
 from geoinfer.batch.rows import failed_row, path_fields
 from geoinfer.batch.writers import check_error_report, write_error_report
@@ -123,6 +124,11 @@ def run_build(embedder: Embedder, options: BuildOptions, observer: RunObserver) 
     """
     check_build(options)
     check_error_report(options.errors)
+    with OutputLock(options.output.with_name(f".{options.output.name}.lock"), options.output):
+        return _run(embedder, options, observer)
+
+
+def _run(embedder: Embedder, options: BuildOptions, observer: RunObserver) -> BuildSummary:
     labels = None if options.labels.is_dir() else open_labels(options.labels, options.images)
     started = time.perf_counter()
     builder = _Builder(options)

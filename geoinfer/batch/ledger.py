@@ -19,23 +19,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from geoinfer.batch.lock import OutputLock
 from geoinfer.errors import OutputError, UsageError
 from geoinfer.integrity import atomic_file, canonical_json, sync_folder, temporary_name, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from io import FileIO
     from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs on one output are then the user's own affair
-    fcntl = None  # type: ignore[assignment]
-_LOCKS: Final = fcntl is not None
 
 _LEDGER: Final = "ledger.jsonl"
 _LOCK: Final = "lock"
-_LOCK_ATTEMPTS: Final = 10
 
 Row = dict[str, Any]
 
@@ -93,7 +86,7 @@ class RunLedger:
         self.fingerprint = fingerprint
         self.parts: list[Part] = []
         self.finished: dict[str, Any] | None = None
-        self._lock: FileIO | None = None
+        self._lock = OutputLock(self.folder / _LOCK, output)
 
     def open(self, *, restart: bool) -> None:
         """Takes the lock and reads what is safe already.
@@ -113,7 +106,7 @@ class RunLedger:
             # The longest name that will be needed: better to learn now than at the end that it is too long.
             with contextlib.suppress(FileNotFoundError):
                 os.lstat(temporary_name(self.record_path))
-            self._take_lock()
+            self._lock.take()
             had_ledger = (self.folder / _LEDGER).exists()
             try:
                 self._begin(restart=restart)
@@ -206,9 +199,7 @@ class RunLedger:
 
     def close(self) -> None:
         """Gives the lock back."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def __enter__(self) -> RunLedger:
         return self
@@ -223,40 +214,6 @@ class RunLedger:
 
     def _part_path(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}.jsonl"
-
-    def _take_lock(self) -> None:
-        path = self.folder / _LOCK
-        for attempt in range(_LOCK_ATTEMPTS):
-            self.folder.mkdir(exist_ok=True)
-            try:
-                self._lock = path.open("a+b", buffering=0)
-                self._lock_file(self._lock)
-                if os.path.samestat(os.fstat(self._lock.fileno()), path.stat()):
-                    break
-            except FileNotFoundError:
-                if attempt == _LOCK_ATTEMPTS - 1:
-                    raise
-            # Another run ended between our steps and took its folder away, and with it what we locked: once more.
-            self.close()
-        assert self._lock is not None
-        with contextlib.suppress(OSError):  # who holds it is good to know, no more
-            self._lock.truncate(0)
-            self._lock.write(f"process {os.getpid()}\n".encode())
-
-    def _lock_file(self, lock: FileIO) -> None:
-        if not _LOCKS:
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            holder = lock.read(64).decode(errors="replace").strip() or "another process"
-            self.close()
-            raise OutputError(
-                f"{self.output}: {holder} is writing it", hint="wait for it, stop it, or choose another --output"
-            ) from error
-        except OSError:
-            return  # a file system without locks: two runs on one output are then the user's own affair
 
     def _begin(self, *, restart: bool) -> None:
         if restart:

@@ -17,6 +17,7 @@ from PIL import Image
 from geoinfer.backends import open_embedder
 from geoinfer.batch import build
 from geoinfer.batch.build import BuildOptions, named_sequences, run_build
+from geoinfer.batch.lock import OutputLock
 from geoinfer.bundle import SHIPPED, open_bundle
 from geoinfer.errors import InputError, InterruptedRunError, LabelsError, OutputError, UsageError
 from geoinfer.geolocator import Geolocator
@@ -320,6 +321,15 @@ def test_the_summary_and_the_geolocator_agree_on_what_is_calibrated(shared_photo
     assert summary.calibrated == (count >= 17)
     with Geolocator.open(SHIPPED, tmp_path / "idx", device="cpu", threads=1) as geolocator:
         assert geolocator.calibrated == (count >= 17)
+
+
+def test_two_builds_of_one_index_do_not_meet(labels, tmp_path, kit, embedder):
+    held = OutputLock(tmp_path / ".idx.lock", tmp_path / "idx")
+    with held, pytest.raises(OutputError, match=f"idx: process {os.getpid()} is writing it"):
+        run_build(embedder, options(labels, tmp_path / "idx"), kit.Quiet())
+    assert not (tmp_path / "idx").exists()
+    run_build(embedder, options(labels, tmp_path / "idx"), kit.Quiet())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["errors.csv", "idx", "in"]
 
 
 def test_the_report_lists_what_has_no_position(tmp_path, embedder):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from geoinfer.batch import ledger as module
+from geoinfer.batch import lock as lock_module
 from geoinfer.batch.ledger import InputDigest, RunLedger
+from geoinfer.batch.lock import OutputLock
 from geoinfer.errors import OutputError, UsageError
 
 PRINT = {"model": "m", "--k": 10, "--shard": None}
@@ -253,7 +254,7 @@ def test_one_process_at_a_time(output, restart):
 def test_the_lock_of_a_folder_that_went_away_is_no_lock(output, monkeypatch):
     """A second run opens the lock file; the first ends and removes it; the second locks what nobody else will see."""
     first = opened(output)
-    lock_file = RunLedger._lock_file
+    lock_file = OutputLock._lock
     calls = []
 
     def late(self, lock):
@@ -262,7 +263,7 @@ def test_the_lock_of_a_folder_that_went_away_is_no_lock(output, monkeypatch):
             first.discard()
         lock_file(self, lock)
 
-    monkeypatch.setattr(RunLedger, "_lock_file", late)
+    monkeypatch.setattr(OutputLock, "_lock", late)
     with opened(output):
         assert len(calls) == 2
         with pytest.raises(OutputError, match=f"process {os.getpid()} is writing it"):
@@ -273,7 +274,7 @@ def test_a_file_system_without_locks_does_not_stop_a_run(output, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(module.fcntl, "flock", flock)
+    monkeypatch.setattr(lock_module.fcntl, "flock", flock)
     with opened(output) as ledger:
         ledger.commit([row(0)], "d0")
         assert ledger.inputs == 1
