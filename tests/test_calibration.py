@@ -263,7 +263,10 @@ class TestHeldOut:
     def test_all_references_in_one_place(self, method):
         places = np.tile([[48.85, 2.35]], (60, 1))
         vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
-        held_out = leave_one_out(FaissFlatIndex(vectors), references_of(places))
+        # On sixty occasions. Were the occasions not known, one scene would be all there is, and nothing to be learnt.
+        references = dataclasses.replace(references_of(places), sequences=[str(i) for i in range(60)])
+        held_out = leave_one_out(FaissFlatIndex(vectors), references)
+        assert not calibrate(leave_one_out(FaissFlatIndex(vectors), references_of(places)), places, method, 10).usable
         calibration = calibrate(held_out, places, method, 10)
         radius = calibration.radius_km(np.array([0.0]), np.array([0.5]))
         assert np.isfinite(radius).all()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from geoinfer.geodesy import haversine_km
 from geoinfer.images.near_duplicates import NEAR_DUPLICATE_BITS, hash_distances
 from geoinfer.index.base import MAX_K
 
@@ -24,6 +25,7 @@ MAX_ROWS: Final = 2000
 # Room for what is left out; where that does not do, as in long sequences, the search is repeated with more.
 _SPARE: Final = 64
 _WIDE: Final = 4096
+_SAME_SPOT_KM: Final = 0.1
 _BATCH: Final = 256
 
 
@@ -46,7 +48,8 @@ def leave_one_out(index: FaissFlatIndex, references: References, *, max_rows: in
     """Searches for each sampled reference among the others.
 
     Left out as its own neighbours: the reference itself, a file of the same bytes or of the same name, near-duplicates
-    by perceptual hash, and photos of the same sequence. A new photo has no such relatives among the references.
+    by perceptual hash, photos of the same sequence, and, where of neither a sequence is known, photos within 100 m. A
+    new photo has no such relatives among the references.
 
     Args:
         index: of all references.
@@ -89,10 +92,17 @@ class _Relatives:
             (candidates == own)
             | (self._names[candidates] == self._names[own])
             | (self._in_sequence[own] & (self._sequences[candidates] == self._sequences[own]))
+            | (~self._in_sequence[own] & ~self._in_sequence[candidates] & self._same_spot(own, candidates))
             | (digests[candidates] == digests[own]).all(axis=-1)
             | (hash_distances(hashes[candidates], hashes[own]) <= NEAR_DUPLICATE_BITS)
         )
         return result
+
+    def _same_spot(self, rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether they were taken so close to one another that they may well be two shots of one scene."""
+        places = self._references.coordinates
+        near: NDArray[np.bool_] = haversine_km(places[candidates], places[rows]) <= _SAME_SPOT_KM
+        return near
 
 
 def _search(

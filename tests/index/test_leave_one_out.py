@@ -15,13 +15,13 @@ def unit(rng, n, d):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def references_of(n, *, seed=0, ids=None, digests=None, hashes=None, sequences=()) -> References:
+def references_of(n, *, seed=0, ids=None, digests=None, hashes=None, sequences=(), places=None) -> References:
     rng = np.random.default_rng(seed)
     if digests is None:
         digests = [hashlib.sha256(str(i).encode()).digest() for i in range(n)]
     return References(
         ids=ids or [f"{i}.jpg" for i in range(n)],
-        coordinates=np.zeros((n, 2)),
+        coordinates=np.stack([np.linspace(-80, 80, n), np.zeros(n)], axis=1) if places is None else np.array(places),
         sources=[""] * n,
         attributions=[""] * n,
         content_sha256=np.frombuffer(b"".join(digests), np.uint8).reshape(n, 32),
@@ -85,6 +85,22 @@ def test_photos_of_one_sequence_are_never_neighbors():
     vectors, references = unit(rng, 40, 6), references_of(40, sequences=sequences)
     held_out = leave_one_out(FaissFlatIndex(vectors), references)
     assert held_out.ids.tolist() == plain(vectors, references, range(40), 39)
+
+
+def test_photos_of_one_spot_are_no_neighbors_unless_sequences_tell_them_apart():
+    # A degree of latitude is 111.2 km: 0.0008 are 89 m, 0.001 are 111 m.
+    places = [(10.0, 20.0), (10.0008, 20.0), (10.0018, 20.0), (-40.0, 179.99995), (-40.0, -179.99995)]
+    rng = np.random.default_rng(10)
+    vectors = unit(rng, 5, 4)
+
+    def neighbors(sequences):
+        held_out = leave_one_out(FaissFlatIndex(vectors), references_of(5, sequences=sequences, places=places))
+        return [set(ids) - {-1} for ids in held_out.ids.tolist()]
+
+    assert neighbors(()) == [{2, 3, 4}, {2, 3, 4}, {0, 1, 3, 4}, {0, 1, 2}, {0, 1, 2}]
+    # Known to be of other occasions, they are each other's neighbours, however near.
+    assert neighbors(["a", "b", "c", "d", "e"]) == [{0, 1, 2, 3, 4} - {i} for i in range(5)]
+    assert neighbors(["a", "", "", "d", ""])[:2] == [{1, 2, 3, 4}, {0, 2, 3, 4}]
 
 
 def test_a_long_sequence_does_not_use_up_the_neighbors():
