@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from geoinfer.errors import ImageError, InputError, LabelsError
-from geoinfer.geodesy import as_coordinates
 from geoinfer.images.discover import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Locator = Callable[[str], tuple[bytes, ImageError | None]]
 
 _LATITUDE: Final = ("latitude", "lat", "gpslatitude", "gps_latitude")
 _LONGITUDE: Final = ("longitude", "lon", "lng", "long", "gpslongitude", "gps_longitude")
@@ -40,6 +42,7 @@ _NAME: Final = (
 _SOURCE: Final = ("source",)
 _ATTRIBUTION: Final = ("attribution", "licence", "license")
 _SEQUENCE: Final = ("sequence", "sequence_id")
+_COUNTRY: Final = ("country", "country_code", "unique_country")
 _LOCATION_TYPE: Final = ("location_type",)
 
 _LONGEST_HEADER: Final = 1 << 20
@@ -57,6 +60,9 @@ class Label:
         source: where the photo comes from; may be empty.
         attribution: licence and author; may be empty.
         sequence: the drive or walk that it belongs to; may be empty.
+        country: as the CSV writes it; `NA` is Namibia. May be empty.
+        line: of the CSV that the row ends in.
+        written: latitude and longitude as the columns have them, possible or not; NaN where there is no number.
         problem: why this row cannot be used.
     """
 
@@ -67,6 +73,9 @@ class Label:
     source: str = ""
     attribution: str = ""
     sequence: str = ""
+    country: str = ""
+    line: int = 0
+    written: tuple[float, float] = (math.nan, math.nan)
     problem: ImageError | None = None
 
 
@@ -80,6 +89,7 @@ class LabelsFile:
         layout: `OSV-5M`, `Im2GPS`, `GeoCLIP` or `CSV`.
         positions: role (`name`, `latitude`, ...) to the position of its column.
         delimiter: between the columns.
+        header: names of the columns as they are written.
     """
 
     path: Path
@@ -87,6 +97,7 @@ class LabelsFile:
     layout: str
     positions: dict[str, int]
     delimiter: str
+    header: tuple[str, ...]
 
 
 def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
@@ -121,6 +132,7 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
         ("source", _SOURCE),
         ("attribution", _ATTRIBUTION),
         ("sequence", _SEQUENCE),
+        ("country", _COUNTRY),
         ("location_type", _LOCATION_TYPE),
     ):
         present = {
@@ -135,16 +147,22 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
                 f"file has {', '.join(header) or 'no header'}",
                 hint="the first line must name the columns",
             )
-    return LabelsFile(path, images or path.parent, _layout(header), positions, delimiter)
+    return LabelsFile(path, images or path.parent, _layout(header), positions, delimiter, tuple(header))
 
 
-def read_labels(labels: LabelsFile) -> Iterator[Label]:
+def read_labels(labels: LabelsFile, locate: Locator | None = None) -> Iterator[Label]:
     """Yields the rows in their order. A row that cannot be used has a `problem`, and costs nothing else.
+
+    Args:
+        labels: from `open_labels`.
+        locate: finds a photo by the name that the CSV gives it: its path, and why it cannot be used. If left out,
+            photos are files below the images' folder.
 
     Raises:
         LabelsError: while iterating: the file is not UTF-8, or is no CSV, from some line on.
     """
-    locate = _Locator(os.fsencode(labels.images))
+    if locate is None:
+        locate = _Locator(os.fsencode(labels.images))
     positions = labels.positions
     roles = tuple(positions)
     lines = 1
@@ -159,11 +177,13 @@ def read_labels(labels: LabelsFile) -> Iterator[Label]:
                 cells = {role: row[positions[role]] if positions[role] < len(row) else "" for role in roles}
                 name = cells["name"].strip()
                 path, problem = locate(name)
-                latitude = longitude = float("nan")
-                try:
-                    latitude, longitude = _parse(cells["latitude"], cells["longitude"], labels.delimiter)
-                except ImageError as error:
-                    problem = error
+                texts = cells["latitude"].strip(), cells["longitude"].strip()
+                written = _number(texts[0], labels.delimiter), _number(texts[1], labels.delimiter)
+                latitude, longitude = written
+                # Written so that NaN, which compares false with everything, counts as bad.
+                if not (abs(latitude) <= 90.0 and abs(longitude) <= 180.0):
+                    latitude = longitude = math.nan
+                    problem = _bad_coordinates(texts)
                 if cells.get("location_type") == "estimated":
                     # An index of guesses would be taken for one of facts, and be sure of itself.
                     problem = ImageError("labels", "estimated", "the location is itself an estimate of geoinfer's")
@@ -177,6 +197,9 @@ def read_labels(labels: LabelsFile) -> Iterator[Label]:
                     source=cells.get("source", ""),
                     attribution=cells.get("attribution", ""),
                     sequence=cells.get("sequence", ""),
+                    country=cells.get("country", ""),
+                    line=lines,
+                    written=written,
                     problem=problem,
                 )
     except UnicodeDecodeError as error:
@@ -202,20 +225,22 @@ def _layout(header: list[str]) -> str:
     return "CSV"
 
 
-def _parse(latitude: str, longitude: str, delimiter: str) -> tuple[float, float]:
-    texts = [latitude.strip(), longitude.strip()]
+def _number(text: str, delimiter: str) -> float:
     if delimiter != ",":  # spreadsheets write decimal commas where a comma does not separate
-        texts = [text.replace(",", ".") for text in texts]
+        text = text.replace(",", ".")
     try:
-        pair = as_coordinates([float(text) for text in texts])[0]
+        return float(text)
     except ValueError:
-        shown = ", ".join(repr(text) for text in texts)
-        raise ImageError(
-            "labels",
-            "bad_coordinates",
-            f"latitude, longitude are {shown}; expected degrees within [-90, 90] and [-180, 180]",
-        ) from None
-    return float(pair[0]), float(pair[1])
+        return math.nan
+
+
+def _bad_coordinates(texts: tuple[str, str]) -> ImageError:
+    shown = ", ".join(repr(text) for text in texts)
+    return ImageError(
+        "labels",
+        "bad_coordinates",
+        f"latitude, longitude are {shown}; expected degrees within [-90, 90] and [-180, 180]",
+    )
 
 
 class _Locator:

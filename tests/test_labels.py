@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geoinfer.errors import InputError, LabelsError
+from geoinfer.errors import ImageError, InputError, LabelsError
 from geoinfer.labels import Label, LabelsFile, count_rows, open_labels, read_labels
 
 if TYPE_CHECKING:
@@ -338,3 +338,40 @@ def test_rows_are_counted_as_they_are_read(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text('path,latitude,longitude\na.jpg,1,2\n\n"b\nc.jpg",3,4\nd.jpg,5,6')
     labels = open_labels(tmp_path / "labels.csv")
     assert count_rows(labels) == len(list(read_labels(labels))) == 3
+
+
+@pytest.mark.parametrize("header", ["country", "Country", "country_code", "unique_country"])
+def test_country_is_text_and_namibia_stays(tmp_path: Path, header: str) -> None:
+    labels = read(tmp_path, f"id,latitude,longitude,{header}\na,1,2,NA\nb,1,2,\nc,1,2,Côte d'Ivoire\nd,1,2\n")
+    assert [label.country for label in labels] == ["NA", "", "Côte d'Ivoire", ""]
+
+
+def test_countries_of_the_shared_photos(shared_photos: Path) -> None:
+    labels = list(read_labels(open_labels(shared_photos / "photos.csv")))
+    with (shared_photos / "photos.csv").open(encoding="utf-8", newline="") as file:
+        assert [label.country for label in labels] == [row["country"] for row in csv.DictReader(file)]
+    assert labels[0].country == "GH"
+
+
+def test_what_the_columns_say_and_where(tmp_path: Path) -> None:
+    text = 'path,lat,lon\na.jpg,1,2\n\n"b\n.jpg",151.2,-33.8\nc.jpg,x,190\nd.jpg,inf,3\n'
+    labels = read(tmp_path, text)
+    assert [label.line for label in labels] == [2, 5, 6, 7]
+    assert [label.written for label in labels[:2]] == [(1.0, 2.0), (151.2, -33.8)]
+    assert math.isnan(labels[2].written[0])
+    assert labels[2].written[1] == 190.0
+    assert labels[3].written == (math.inf, 3.0)
+    assert [label.problem and label.problem.code for label in labels] == [None, *["bad_coordinates"] * 3]
+
+
+def test_photos_are_found_by_whoever_is_asked(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def locate(name: str) -> tuple[bytes, ImageError | None]:
+        asked.append(name)
+        return b"archive.zip/" + name.encode(), ImageError("labels", "odd", "odd") if name == "b" else None
+
+    labels = list(read_labels(open_labels(write(tmp_path, "id,lat,lon\n a ,1,2\nb,3,4\nc,95,4\n")), locate))
+    assert asked == ["a", "b", "c"]
+    assert [label.path for label in labels] == [b"archive.zip/a", b"archive.zip/b", b"archive.zip/c"]
+    assert [label.problem and label.problem.code for label in labels] == [None, "odd", "bad_coordinates"]
