@@ -100,7 +100,7 @@ def save_checkpoint(path: Path, model: GeoModel, recipe: Recipe, state: Training
         temporary.replace(path)
         sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else _without_number(str(error))
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _system_words(str(error))
         kept = "the one before it is whole" if path.exists() else "there is none before it"
         raise InterruptedRunError(
             f"{path}: the checkpoint cannot be written: {reason.lower()}; {kept}",
@@ -192,7 +192,7 @@ def start_from(path: Path, model: GeoModel) -> list[str]:
     incomplete = {_part(name): name for name in reversed(own) if name not in fitting}
     if "backbone" in incomplete:
         raise ModelError(
-            f"{path}: its backbone is {info.model['backbone']}, and does not fit {incomplete['backbone']} of this model's",
+            f"{path}: its backbone is {info.model['backbone']}, and {incomplete['backbone']} of this model is another",
             hint=f"--set model.backbone={info.model['backbone']}",
         )
     model.load_state_dict({name: t for name, t in fitting.items() if _part(name) not in incomplete}, strict=False)
@@ -235,9 +235,9 @@ def _part(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _without_number(message: str) -> str:
-    # safetensors hands on the system's words: "I/O error: No space left on device (os error 28)".
-    return message.removeprefix("I/O error: ").partition(" (os error")[0]
+def _system_words(message: str) -> str:
+    # safetensors wraps them: "Error while serializing: I/O error: No space left on device (os error 28)".
+    return message.partition(" (os error")[0].rpartition(": ")[2]
 
 
 def _umask() -> int:

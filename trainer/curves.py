@@ -25,6 +25,10 @@ class _Stage:
     steps: list[tuple[float, float]] = field(default_factory=list)
     epochs: list[dict[str, str]] = field(default_factory=list)
 
+    def column(self, name: str) -> list[float]:
+        """A figure of each epoch, NaN where there is none."""
+        return [float(row[name] or "nan") for row in self.epochs]
+
 
 def draw_curves(metrics: Path, path: Path) -> None:
     """Draws `metrics.csv` as a PNG: a column for each stage, over epochs. Nothing is drawn before the first epoch ends.
@@ -40,14 +44,20 @@ def draw_curves(metrics: Path, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(6.5, 4.2 * len(stages)), 6.2), layout="constrained")
+    worst_km = max(
+        (error for stage in stages for error in stage.column("median_km") if not np.isnan(error)), default=None
+    )
+    rows = 1 if worst_km is None else 2
+    figure = Figure(figsize=(max(6.5, 4.2 * len(stages)), 1.0 + 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(stages), squeeze=False, sharex="col", height_ratios=(3, 2))
+    axes = figure.subplots(rows, len(stages), squeeze=False, sharex="col", height_ratios=(3, 2)[:rows])
     for column, stage in enumerate(stages):
         _draw_losses(axes[0, column], stage)
-        _draw_errors(axes[1, column], stage)
+        if worst_km is not None:
+            _draw_errors(axes[1, column], stage, worst_km)
+            axes[1, 0].set_ylabel("median error (km)")
+        axes[-1, column].set_xlabel("epoch")
     axes[0, 0].set_ylabel("loss")
-    axes[1, 0].set_ylabel("median error (km)")
     axes[0, 0].legend(frameon=False)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=110)
@@ -58,25 +68,23 @@ def _draw_losses(axes: Any, stage: _Stage) -> None:
         points = np.array(stage.steps)[:: max(1, len(stage.steps) // _MOST_POINTS)]
         axes.plot(points[:, 0], points[:, 1], color=_TRAINING, alpha=0.25, linewidth=0.8)
     ends = range(1, len(stage.epochs) + 1)
-    axes.plot(ends, [float(row["loss"] or "nan") for row in stage.epochs], "o-", color=_TRAINING, label="training")
-    losses = [float(row["validation_loss"] or "nan") for row in stage.epochs]
+    axes.plot(ends, stage.column("loss"), "o-", color=_TRAINING, label="training")
+    losses = stage.column("validation_loss")
     if not np.isnan(losses).all():
         axes.plot(ends, losses, "s--", color=_VALIDATION, label="validation")
     axes.set_title(stage.name)
-    _tidy(axes)
+    _tidy(axes, stage)
 
 
-def _draw_errors(axes: Any, stage: _Stage) -> None:
-    errors = [float(row["median_km"] or "nan") for row in stage.epochs]
-    if not np.isnan(errors).all():
-        axes.plot(range(1, len(errors) + 1), errors, "o-", color=_ERROR)
-        axes.set_ylim(0, 1.08 * max(1.0, np.nanmax(errors)))
-    axes.set_xlabel("epoch")
-    _tidy(axes)
+def _draw_errors(axes: Any, stage: _Stage, worst_km: float) -> None:
+    axes.plot(range(1, len(stage.epochs) + 1), stage.column("median_km"), "o-", color=_ERROR)
+    axes.set_ylim(0, 1.08 * max(1.0, worst_km))  # the same for all stages, which go on from one another
+    _tidy(axes, stage)
 
 
-def _tidy(axes: Any) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+def _tidy(axes: Any, stage: _Stage) -> None:
+    axes.set_xlim(0, 1.04 * len(stage.epochs))
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -134,9 +134,10 @@ class LossTable(_Table):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         needed = _LOSS_KEYS[self.kind]
-        foreign = self.model_fields_set - needed - {"kind", "weight"}
+        foreign = self.model_fields_set.difference(needed, ("kind", "weight"))
         if foreign:
-            raise ValueError(f"a {self.kind} loss has no {', '.join(sorted(foreign))}; it has {', '.join(needed)}")
+            has = ", ".join(("weight", *needed))
+            raise ValueError(f"a {self.kind} loss has no {', '.join(sorted(foreign))}; it has {has}")
         if self.kind == "supcon" and len(self.levels) != 1:
             raise ValueError("a supcon loss has one S2 level, as in levels = [6]")
         if self.kind == "hierarchical" and not 1 <= len(self.levels) == len(self.level_weights):
@@ -149,12 +150,12 @@ class LossTable(_Table):
         return self.kind + "".join(f"_l{level}" for level in self.levels)
 
 
-_LOSS_KEYS: Final = {
-    "supcon": {"levels", "temperature"},
-    "hierarchical": {"levels", "level_weights", "temperature"},
-    "triplet": {"margin", "mining", "negative_km"},
-    "haversine": set[str](),
-    "soft_supcon": {"temperature", "scale_km", "max_positive_km"},
+_LOSS_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "supcon": ("levels", "temperature"),
+    "hierarchical": ("levels", "level_weights", "temperature"),
+    "triplet": ("margin", "mining", "negative_km"),
+    "haversine": (),
+    "soft_supcon": ("temperature", "scale_km", "max_positive_km"),
 }
 
 
@@ -267,7 +268,7 @@ class Recipe(_Table):
         values: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         for stage in values["stages"]:
             stage["losses"] = [
-                {key: loss[key] for key in loss if key in {"kind", "weight"} | _LOSS_KEYS[loss["kind"]]}
+                {key: loss[key] for key in loss if key in ("kind", "weight", *_LOSS_KEYS[loss["kind"]])}
                 for loss in stage["losses"]
             ]
         return values
@@ -367,7 +368,8 @@ def _expectation(fault: Any, message: str) -> str:
     }
     if kind in bounds:
         key, sentence = bounds[kind]
-        return sentence.format(context[key])
+        bound = context[key]
+        return sentence.format(bound if isinstance(bound, str) else f"{bound:.10g}")
     return plain.get(kind) or f"{message[0].lower()}{message[1:]}"
 
 

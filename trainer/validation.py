@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from numpy.typing import NDArray
 
+    from geoinfer.aggregate import Method
     from trainer.data.examples import Examples
     from trainer.data.loader import BadPhoto
     from trainer.models import GeoModel
@@ -130,7 +131,7 @@ def neighbor_errors(
     errors = []
     for k in ks:
         used = min(k, found.shape[1])
-        method = "top1" if k == 1 else "mean"
+        method: Method = "top1" if k == 1 else "mean"
         answers = aggregate(found[:, :used], neighbors.similarities[:, :used], method)
         errors.append(GeolocationErrors(k, haversine_km(answers, truth)))
     return errors

@@ -100,20 +100,22 @@ def normalisation_of(name: str) -> tuple[tuple[float, float, float], tuple[float
     configuration = timm.get_pretrained_cfg(name)
     if configuration is None:
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    mean, std = tuple(configuration.mean), tuple(configuration.std)
-    return mean, std
+    (a, b, c), (d, e, f) = configuration.mean, configuration.std
+    return (a, b, c), (d, e, f)
 
 
 def check_name(name: str) -> None:
     """Raises UsageError, with the nearest names, if timm does not know an architecture, or the tag of its weights."""
     architecture, _, tag = name.partition(".")
     if timm.is_model(name):
-        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-        if tag and tag not in tags:
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
             raise UsageError(
                 f"model.backbone is {name!r}: timm {timm.__version__} has no weights {tag!r} of {architecture}",
                 hint=f"it has {', '.join(tags)}" if tags else "leave the tag out",
-            )
+            ) from error
         return
     known = timm.list_models()
     near = difflib.get_close_matches(architecture, known, n=3)
