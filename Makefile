@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CPU := .[cpu,heic]
 DEV := .[cpu,heic,dev]
 EXPORT := .[cpu,heic,dev,train,export]
-GPU := .[gpu,heic,dev]
+GPU := .[gpu,heic,dev,train]
 
 # uv does what pip does in a fraction of the time; where it cannot be installed, pip does it.
 define install
@@ -14,15 +14,16 @@ define install
 	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -e "$(1)"; fi
 endef
 
-.PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check gpu-tests bench bundle clean
+.PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check gpu-tests bench bench-training toy-world bundle clean
 
 help:
 	@echo "make demo       set up $(VENV) with the cpu extra and locate examples/photos"
 	@echo "make test       set up the development environment, run every check and the default tests"
 	@echo "make check      format, lint, types, import contracts"
 	@echo "make test-slow  the tests that take long, with the training libraries"
-	@echo "make gpu-check  the tests that need an NVIDIA GPU"
+	@echo "make gpu-check  the tests that need an NVIDIA GPU, and the speed of training on it"
 	@echo "make bench      the pipeline benchmark"
+	@echo "make bench-training  training beside a plain loop; make toy-world  the recipes on the toy world"
 	@echo "make bundle     make the shipped bundle again, PHOTOS=folder with photos.csv"
 
 demo: setup
@@ -72,6 +73,10 @@ gpu-check:
 
 gpu-tests: $(VENV)/.gpu
 	$(BIN)/pytest -m gpu -rs
+	$(BIN)/python benchmarks/bench_training.py --device cuda --backbone vit_base_patch16_224 --train last:4 \
+		--batch-size 400 --count 2000 --steps 20 --memory-batches 64 128 256 400
+	$(BIN)/python benchmarks/bench_training.py --device cuda --backbone resnet50 --train layer3+layer4 \
+		--batch-size 128 --count 2000 --steps 20 --memory-batches 64 128 256
 
 $(VENV)/.gpu: $(BIN)/python pyproject.toml
 	$(call install,$(GPU))
@@ -80,6 +85,12 @@ $(VENV)/.gpu: $(BIN)/python pyproject.toml
 
 bench: setup-dev
 	$(BIN)/python benchmarks/bench_pipeline.py
+
+bench-training: setup-export
+	$(BIN)/python benchmarks/bench_training.py
+
+toy-world: setup-export
+	$(BIN)/python benchmarks/toy_world.py --work toy-world.work
 
 bundle: setup-export
 	@test -n "$(PHOTOS)" || { echo "say make bundle PHOTOS=folder with photos.csv"; exit 2; }

@@ -74,6 +74,9 @@ def main() -> None:
                 rate, waited = loop.measure(options.steps)
                 rates[name].append(rate)
                 waits[name].append(waited)
+        result["decoding_images_per_second"] = {
+            name: [loop.decode() for _ in range(options.rounds)] for name, loop in (("plain", plain), ("ours", ours))
+        }
     ratios = [b / a for a, b in zip(rates["plain"], rates["ours"], strict=True)]
     result |= {"images_per_second": rates, "waiting_share": waits, "ratio": ratios}
     result["loss_4096_seconds"] = contrastive_seconds(options.device)
@@ -157,6 +160,13 @@ class Ours:
         seconds = time.perf_counter() - began
         return steps * options.batch_size / seconds, waited / seconds
 
+    def decode(self) -> float:
+        """Images a second of the loader alone."""
+        began = time.perf_counter()
+        with BatchLoader(self.examples, self.model.preprocessing, workers=self.options.workers) as loader:
+            photos = sum(len(batch.rows) for batch in loader.batches(self.batches.epoch(0)))
+        return photos / (time.perf_counter() - began)
+
 
 def our_model(options: argparse.Namespace, fabric: Any) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
@@ -232,6 +242,14 @@ class Plain:
         synchronise(options.device)
         seconds = time.perf_counter() - began
         return steps * options.batch_size / seconds, waited / seconds
+
+    def decode(self) -> float:
+        """Images a second of the loader alone."""
+        loader = torch.utils.data.DataLoader(
+            self.photos, batch_size=self.options.batch_size, drop_last=True, num_workers=self.options.workers
+        )
+        began = time.perf_counter()
+        return sum(len(cells) for _, cells in loader) / (time.perf_counter() - began)
 
     def _embed(self, pictures: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(self.model.projection(self.model.backbone(pictures)), dim=1)
@@ -316,10 +334,11 @@ def markdown(result: dict[str, Any]) -> str:
         f"{options['precision']}, the plain loop in fp32. {where.get('device', where['cpu'])}, {where['cores']} cores, "
         f"torch {where['versions']['torch']}.",
         "",
-        "| | images/s | of a step waits for data |",
-        "|---|---|---|",
+        "| | training, images/s | of a step waits for data | loading alone, images/s |",
+        "|---|---|---|---|",
         *(
-            f"| {title} | {spread(rates[name])} | {100 * statistics.median(waits[name]):.1f} % |"
+            f"| {title} | {spread(rates[name])} | {100 * statistics.median(waits[name]):.1f} % | "
+            f"{spread(result['decoding_images_per_second'][name])} |"
             for title, name in (("plain loop", "plain"), ("trainer", "ours"))
         ),
         "",

@@ -6,6 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS
 
 CHECKOUT = Path(__file__).parents[1]
@@ -42,10 +44,17 @@ def test_every_link_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_readme_shows_what_the_benchmarks_printed() -> None:
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    tables = re.findall(r"<!-- benchmarks/results/(\S+) -->\n(.*?)\n<!-- end -->", readme, re.DOTALL)
-    assert {name for name, _ in tables} == {"pipeline-12MP.md", "pipeline-web.md", "memory.md"}
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("README.md", {"pipeline-12MP.md", "pipeline-web.md", "memory.md"}),
+        ("docs/training.md", {"toy_world.md", "training.md"}),
+    ],
+)
+def test_pages_show_what_the_benchmarks_printed(page: str, names: set[str]) -> None:
+    text = (CHECKOUT / page).read_text(encoding="utf-8")
+    tables = re.findall(r"<!-- benchmarks/results/(\S+) -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert {name for name, _ in tables} == names
     for name, shown in tables:
         assert shown.strip() == (CHECKOUT / "benchmarks" / "results" / name).read_text(encoding="utf-8").strip()
 

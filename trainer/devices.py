@@ -64,6 +64,25 @@ def describe(fabric: Fabric, asked: str) -> str:
     return f"{name}{many} ({'a GPU is there' if name != 'CPU' else 'torch sees no GPU'})"
 
 
+def gathered(fabric: Fabric, tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensor of every rank, in rank order, without gradient; of one shape on all."""
+    if fabric.world_size == 1:
+        return [tensor]
+    tensor = tensor.detach().contiguous()
+    parts = [torch.empty_like(tensor) for _ in range(fabric.world_size)]
+    torch.distributed.all_gather(parts, tensor)
+    return parts
+
+
+def any_rank(fabric: Fabric, flag: bool) -> bool:
+    """Whether it is so on any rank; all of them must ask."""
+    if fabric.world_size == 1:
+        return flag
+    mark = torch.tensor(float(flag), device=fabric.device)
+    torch.distributed.all_reduce(mark)
+    return bool(mark > 0)
+
+
 def from_all_ranks(fabric: Fabric, values: tuple[_T, ...]) -> tuple[_T, ...]:
     """The values of every rank, in rank order."""
     if fabric.world_size == 1:

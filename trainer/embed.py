@@ -66,7 +66,7 @@ def embed(
 
     Raises:
         InputError: the checkpoint is not there.
-        ModelError: it is none, or has no embedding, only coordinates.
+        ModelError: it is none, or has no embedding, only coordinates, or answers with what is no number.
         OutputError: the folder cannot be written.
     """
     model, info = load_model(checkpoint)
@@ -122,6 +122,10 @@ def _write(
         for outputs, valid, unread in embed_batches(fabric, module, loader, np.arange(len(examples)), batch_size):
             kept = done + np.flatnonzero(valid.cpu().numpy())
             rows = outputs[valid, : model.dim].cpu().numpy()
+            if not np.isfinite(rows).all():
+                raise ModelError(
+                    "the model answers with values that are no numbers", hint="--precision fp32 may mend it"
+                )
             done += len(outputs)
             writer.write_batch(_record_batch(examples, kept, rows, schema))
             listed.writerows((photo.id, photo.code, photo.message) for photo in unread)

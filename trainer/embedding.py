@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from trainer.devices import gathered
+from trainer.errors import TrainingError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,13 +36,17 @@ def embed_rows(
         outputs: (n, width) float32; rows of photos that could not be read are zero.
         valid: (n,) bool.
         bad: those photos, of this rank's share.
+
+    Raises:
+        TrainingError: an answer is no number.
     """
     ranks = fabric.world_size
     share = -(-len(rows) // ranks)
     padded = np.full(share * ranks, -1, dtype=np.int64)
     padded[: len(rows)] = rows
     own = padded[fabric.global_rank * share : (fabric.global_rank + 1) * share]
-    answers, valid, bad = [], [], []
+    answers, valid = [], []
+    bad: list[BadPhoto] = []
     for outputs, good, unread in embed_batches(fabric, model, loader, own, batch_size):
         answers.append(outputs)
         valid.append(good)
@@ -47,11 +54,15 @@ def embed_rows(
     width = model.dim + (3 if model.coordinate_head is not None else 0)
     everything = torch.cat(answers) if answers else torch.zeros(0, width, device=fabric.device)
     marks = torch.cat(valid) if valid else torch.zeros(0, dtype=torch.bool, device=fabric.device)
-    if ranks > 1:
-        everything = fabric.all_gather(everything).flatten(0, 1)
-        marks = fabric.all_gather(marks).flatten(0, 1)
-    count = len(rows)
-    return everything[:count].cpu().numpy(), marks[:count].cpu().numpy(), bad
+    everything, marks = torch.cat(gathered(fabric, everything)), torch.cat(gathered(fabric, marks))
+    found = everything[: len(rows)].cpu().numpy()
+    if not np.isfinite(found).all():
+        raise TrainingError(
+            "what the model answers holds values that are no numbers: its weights have grown beyond them",
+            hint="begin a run with lower rates (--set optimiser.lr_head=…) or --set optimiser.clip_norm=1.0; the last "
+            "checkpoint was written before",
+        )
+    return found, marks[: len(rows)].cpu().numpy(), bad
 
 
 def embed_batches(

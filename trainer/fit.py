@@ -14,7 +14,7 @@ from geoinfer.errors import DeviceError, InterruptedRunError, UsageError
 from trainer.checkpoint import TrainingState, load_training_state, load_weights, save_checkpoint
 from trainer.data.loader import BatchLoader
 from trainer.data.sampling import positive_share
-from trainer.devices import from_all_ranks, is_out_of_memory, used_memory_mib
+from trainer.devices import any_rank, from_all_ranks, is_out_of_memory, used_memory_mib
 from trainer.errors import TrainingError
 from trainer.losses import CrossBatchMemory
 from trainer.models.freezing import count_parameters, freeze, training_mode
@@ -199,7 +199,7 @@ class Run:
                 position.epoch = epoch
                 self._epoch(stage, objective, training, batches, loader, stop)
                 self._end_of_epoch(stage, objective)
-                if self._all_agree(stop.requested):
+                if any_rank(self._fabric, stop.requested):
                     self._interrupt()
 
     def _announce(self, number: int, stage: StageTable, training: Examples, batches: Batches) -> None:
@@ -248,7 +248,7 @@ class Run:
             ended = time.perf_counter()
             self._record(stage, batch, result, rates, norm, ended - began)
             began = ended
-            if self._all_agree(stop.requested):
+            if any_rank(self._fabric, stop.requested):  # all must stop after the same step
                 self._interrupt()
             if time.monotonic() - self._saved > 60 * self._recipe.run.checkpoint_minutes:
                 self._save()
@@ -385,12 +385,6 @@ class Run:
         padded = np.full(share * ranks, -1, dtype=np.int64)
         padded[: len(rows)] = rows
         return padded[self._fabric.global_rank * share : (self._fabric.global_rank + 1) * share]
-
-    def _all_agree(self, requested: bool) -> bool:
-        """Whether any rank was asked to stop: they must stop after the same step."""
-        if self._fabric.world_size == 1:
-            return requested
-        return bool(self._fabric.all_reduce(torch.tensor(float(requested)), reduce_op="sum") > 0)
 
     def _save(self) -> None:
         """Writes `last`. Every rank knows all of it and the first writes alone, so that none waits for another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,15 @@ from trainer.data.examples import open_examples, read_manifest
 from trainer.data.prepare import prepare
 from trainer.devices import describe, make_fabric
 from trainer.fit import Position, Run
+from trainer.metrics import unwritable
 from trainer.models import create_model
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
 from trainer.sampling import drawn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lightning_fabric import Fabric
 
     from trainer.data.examples import Examples
@@ -71,12 +75,26 @@ def fit(recipe: Recipe, options: FitOptions) -> Position:
             fabric.barrier()  # the first makes the folder and the data
             return _train(recipe, options, folder, fabric, progress)
         folder.create()
-        with OutputLock(folder.lock, folder.path):
+        with _locked(folder):
             if options.restart:
                 _clear(folder, options.data)
             _prepare_if_needed(recipe, options, folder, progress)
             fabric.barrier()
             return _train(recipe, options, folder, fabric, progress)
+
+
+@contextlib.contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    lock = OutputLock(folder.lock, folder.path)
+    try:
+        lock.take()
+    except OutputError as error:
+        raise OutputError(str(error), hint="wait for it, stop it, or choose another --out") from error
+    except OSError as error:
+        raise OutputError(f"{folder.lock}: cannot be made: {(error.strerror or str(error)).lower()}") from error
+    with contextlib.ExitStack() as stack:
+        stack.push(lock)
+        yield
 
 
 def _train(recipe: Recipe, options: FitOptions, folder: RunFolder, fabric: Fabric, progress: Progress) -> Position:
@@ -106,8 +124,11 @@ def _train(recipe: Recipe, options: FitOptions, folder: RunFolder, fabric: Fabri
         )
     fabric.barrier()
     if first:
-        folder.write_recipe(recipe)
-        folder.write_environment(device, fabric.world_size)
+        try:
+            folder.write_recipe(recipe)
+            folder.write_environment(device, fabric.world_size)
+        except OSError as error:
+            raise unwritable(folder.path, error) from error
     run = Run(
         recipe,
         model,

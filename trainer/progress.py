@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _PLAIN_SECONDS: Final = 30.0
 _SMOOTHING: Final = 0.98
+_BAR_FROM_COLUMNS: Final = 110
 
 
 class Progress:
@@ -66,7 +67,7 @@ class Progress:
                 self._task,
                 completed=self._done,
                 loss=f"loss {self._loss:.4f}",
-                rate=f"{self._images / seconds:.0f} images/s",
+                rate=f"{self._images / seconds:.0f}/s",
                 memory=_mib(memory_mib),
                 bad=f"{self._bad} bad" if self._bad else "",
             )
@@ -88,15 +89,18 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
+        console = Console(stderr=True)
         fields = [TextColumn("{task.fields[" + name + "]}") for name in ("loss", "rate", "memory", "bad")]
         self._bar = RichProgress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            # Numbers say more than a bar, and rich cuts columns off where there is no room for all.
+            *([BarColumn(bar_width=20)] if console.width >= _BAR_FROM_COLUMNS else []),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             *fields,
-            console=Console(stderr=True),
+            console=console,
             transient=True,
         )
         self._task = self._bar.add_task(

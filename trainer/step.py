@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from trainer.devices import gathered
 from trainer.objective import Answers
 
 if TYPE_CHECKING:
@@ -119,12 +120,12 @@ def gather(fabric: Fabric, outputs: torch.Tensor, batch: DeviceBatch) -> Answers
     """The valid rows of every rank, in rank order; a gradient reaches this rank's own."""
     leaf_cells, coordinates, valid = batch.leaf_cells, batch.coordinates, batch.valid
     if fabric.world_size > 1:
-        shares = list(fabric.all_gather(outputs.detach()))
+        shares = gathered(fabric, outputs)
         shares[fabric.global_rank] = outputs
         outputs = torch.cat(shares)
-        leaf_cells = fabric.all_gather(leaf_cells).flatten(0, 1)
-        coordinates = fabric.all_gather(coordinates).flatten(0, 1)
-        valid = fabric.all_gather(valid).flatten(0, 1)
+        leaf_cells, coordinates, valid = (
+            torch.cat(gathered(fabric, column)) for column in (leaf_cells, coordinates, valid)
+        )
     answers = Answers(outputs, leaf_cells, coordinates)
     # Asking costs a wait for the device, and taking rows a copy: only where something is missing.
     return answers if bool(valid.all()) else answers.rows(valid)
