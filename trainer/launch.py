@@ -170,16 +170,31 @@ def _make_model(recipe: Recipe, progress: Progress, *, resumed: bool) -> GeoMode
     if resumed:
         origin = "weights of the run's last checkpoint"
     elif table.start_from:
-        new = start_from(Path(table.start_from), model)
-        origin = f"weights of {table.start_from}" + (f", new {', '.join(sorted(_heads(new)))}" if new else "")
+        new = _parts(start_from(Path(table.start_from), model))
+        _check_learnt(recipe, new)
+        origin = f"weights of {table.start_from}" + (f", new {', '.join(sorted(new.values()))}" if new else "")
     progress.say(f"model: {table.backbone}, {origin}; {model.preprocessing}")
     if recipe.run.channels_last:
         model.use_channels_last()
     return model
 
 
-def _heads(names: list[str]) -> set[str]:
-    return {name.partition(".")[0].replace("_", " ") for name in names}
+def _parts(names: list[str]) -> dict[str, str]:
+    """The parts of a model that some weights belong to: as `train.heads` calls them, and in words."""
+    words = {"projection": "projection", "coordinate_head": "coordinate head"}
+    keys = {"projection": "projection", "coordinate_head": "coordinates"}
+    return {keys[part]: words[part] for part in {name.partition(".")[0] for name in names}}
+
+
+def _check_learnt(recipe: Recipe, new: dict[str, str]) -> None:
+    """Refuses to build on random numbers: a new head that stays frozen from the first stage on."""
+    for head, words in new.items():
+        if head not in recipe.stages[0].train.heads:
+            raise UsageError(
+                f"{recipe.model.start_from}: it has no {words} that fits, and stages.0.train.heads leaves a new one "
+                "as it is, random",
+                hint="set model.dim, model.hidden and model.coordinates as that run had them",
+            )
 
 
 def _prepare_if_needed(recipe: Recipe, options: FitOptions, folder: RunFolder, progress: Progress) -> None:

@@ -244,6 +244,17 @@ def test_start_from_another_run(train: Any) -> None:
     assert "nothing is left to do" in train(recipe, "second").said
 
 
+def test_a_head_of_another_width_is_not_built_upon_while_it_is_random(train: Any) -> None:
+    checkpoint = train(tiny_recipe(), "first").folder / "checkpoints" / "best.safetensors"
+    changes = (f"model.start_from={checkpoint}", "model.coordinates=embedding", "model.dim=24")
+    frozen = {"backbone": "none", "heads": ["coordinates"]}
+    refused = train(
+        tiny_recipe(*changes, stages=[stage("head", kind="haversine", train=frozen)]), "second", catch=UsageError
+    )
+    assert f"{checkpoint}: it has no projection that fits" in str(refused.error)
+    assert train(tiny_recipe(*changes, stages=[stage("head", kind="haversine")]), "third").position.finished
+
+
 def test_threads_end_with_the_run(train: Any) -> None:
     train(tiny_recipe())
     before = threading.active_count()

@@ -27,7 +27,7 @@ from geoinfer.geocells import parent_cells
 from geoinfer.geodesy import as_coordinates
 from geoinfer.images import decode_pixels, load_pixels, raw_problem, read_image_file
 from geoinfer.images.read import sniff
-from geoinfer.integrity import atomic_file, sha256_of, sync_folder, write_json
+from geoinfer.integrity import atomic_file, sha256_of, sync_folder, temporary_name, write_json
 from trainer.data.archives import ArchiveReader, Member
 
 if TYPE_CHECKING:
@@ -371,7 +371,11 @@ def check_output(folder: Path) -> None:
     """Raises OutputError if a folder is there and holds anything but a prepared set, whole or half written."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: a file, not a folder", hint="name a new or empty folder")
-    if folder.is_dir() and not {_TABLE, _MANIFEST} & (names := {entry.name for entry in folder.iterdir()}) and names:
+    if not folder.is_dir():
+        return
+    # A set whose writing was cut short may have left no more than the file that was to become its table.
+    names = {entry.name for entry in folder.iterdir()} - {temporary_name(folder / _TABLE).name}
+    if names and not {_TABLE, _MANIFEST} & names:
         raise OutputError(
             f"{folder}: holds {min(names)} and is no prepared set", hint="name a new folder, or an empty one"
         )

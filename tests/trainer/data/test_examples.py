@@ -325,3 +325,16 @@ def test_columns_that_do_not_fit_together() -> None:
         make_examples(["a"], [b"a", b"b"], [[0, 0], [1, 1]])
     with pytest.raises(ValueError, match="latitude"):
         make_examples(["a"], [b"a"], [[91, 0]])
+
+
+def test_what_a_killed_writer_left_does_not_stop_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / ".examples.parquet.geoinfer-tmp").write_bytes(b"half a table")
+    make_examples(["a"], [b"a.jpg"], [[1.0, 2.0]]).write(folder)
+    assert list(open_examples(folder).ids) == ["a"]
+    (folder / "manifest.json").unlink()
+    (folder / "examples.parquet").unlink()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds notes\.txt and is no prepared set"):
+        make_examples(["a"], [b"a.jpg"], [[1.0, 2.0]]).write(folder)
