@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 
 from geoinfer.errors import DeviceError, UsageError
 
@@ -46,7 +47,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
             accelerator="cuda" if kind == "cuda" else "cpu",
             devices=devices,
             num_nodes=ranks // local,
-            strategy="ddp" if ranks > 1 else "auto",
+            # Buffers are the same on every rank: pixel statistics, and those of frozen batch norms.
+            strategy=DDPStrategy(broadcast_buffers=False) if ranks > 1 else "auto",
             precision=_PRECISIONS[precision],
         )
         fabric.launch()

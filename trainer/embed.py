@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from geoinfer.errors import ModelError, OutputError
-from geoinfer.integrity import atomic_file, sha256_of, write_json
-from trainer.checkpoint import load_model
+from geoinfer.errors import GeoInferError, InputError, ModelError, OutputError
+from geoinfer.integrity import atomic_file, sha256_of, temporary_name, write_json
+from trainer.checkpoint import load_model, read_checkpoint_info
 from trainer.data.loader import BatchLoader
 from trainer.embedding import embed_batches
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EMBEDDINGS: Final = "embeddings.parquet"
 BAD_PHOTOS: Final = "bad_photos.csv"
 MANIFEST: Final = "embeddings.json"
+DATA: Final = "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,13 @@ def embed(
         progress: told how many photos are done, and how many of them could not be read.
 
     Raises:
-        InputError: the checkpoint is not there.
+        InputError: the checkpoint is not there, or not one photo could be read.
         ModelError: it is none, or has no embedding, only coordinates, or answers with what is no number.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds something else.
     """
+    check_embeds(checkpoint)
+    check_folder(out)
     model, info = load_model(checkpoint)
-    if not model.dim:
-        raise ModelError(f"{checkpoint}: it answers with coordinates and has no embedding")
     if channels_last:
         model.use_channels_last()
     module: Any = fabric.setup_module(model)
@@ -79,6 +80,12 @@ def embed(
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)  # written last: with it, the set is whole
         summary = _write(out, model, module, examples, fabric, batch_size, workers, progress)
+        if not summary.embedded:
+            (out / EMBEDDINGS).unlink()
+            raise InputError(
+                f"none of the {summary.bad} photos could be read; {out / BAD_PHOTOS} says why",
+                hint="if they were moved or changed, prepare the set again",
+            )
         write_json(
             out / MANIFEST,
             {
@@ -92,10 +99,29 @@ def embed(
             },
         )
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, GeoInferError):
             raise
         raise OutputError(f"{out}: cannot be written: {(error.strerror or str(error)).lower()}") from error
     return summary
+
+
+def check_embeds(checkpoint: Path) -> None:
+    """Raises ModelError, or InputError, unless a checkpoint can be read and has an embedding."""
+    if not read_checkpoint_info(checkpoint).model["dim"]:
+        raise ModelError(
+            f"{checkpoint}: it answers with coordinates and has no embedding",
+            hint="embed with a checkpoint of a recipe whose model.dim is not 0",
+        )
+
+
+def check_folder(out: Path) -> None:
+    """Raises OutputError if a folder holds anything but what an earlier call left."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: a file, not a folder", hint="name a new folder")
+    ours = {EMBEDDINGS, BAD_PHOTOS, MANIFEST, DATA, temporary_name(out / EMBEDDINGS).name}
+    foreign = sorted({entry.name for entry in out.iterdir()} - ours) if out.is_dir() else []
+    if foreign:
+        raise OutputError(f"{out}: holds {foreign[0]}, which embed did not write", hint="name a new folder")
 
 
 def _write(

@@ -11,8 +11,8 @@ from geoinfer.machine import available_cores
 from trainer.data.examples import open_examples
 from trainer.data.prepare import prepare
 from trainer.devices import describe, is_out_of_memory, make_fabric
-from trainer.embed import BAD_PHOTOS, EMBEDDINGS, embed
-from trainer.launch import is_prepared
+from trainer.embed import BAD_PHOTOS, DATA, EMBEDDINGS, check_embeds, check_folder, embed
+from trainer.launch import is_prepared, photos
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,10 +44,12 @@ def run_embed(
     fabric = make_fabric(device, precision)
     if fabric.world_size > 1:
         raise UsageError("embed works with one process", hint="start it without torchrun")
+    check_embeds(checkpoint)
+    check_folder(out)
     if is_prepared(data):
         examples = open_examples(data)
     else:
-        report = prepare(data, out / "data", images=images, validation=0.0)
+        report = prepare(data, out / DATA, images=images, validation=0.0)
         if not quiet:
             for line in report.lines():
                 say(f"  {line}" if line else line)
@@ -87,4 +89,4 @@ def run_embed(
         rate = summary.embedded / seconds
         say(f"{summary.embedded:,} embeddings in {duration(seconds)}, {rate:.1f}/s: {out / EMBEDDINGS}")
         if summary.bad:
-            say(f"{summary.bad} photos could not be read: {out / BAD_PHOTOS}")
+            say(f"{photos(summary.bad)} could not be read: {out / BAD_PHOTOS}")

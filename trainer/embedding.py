@@ -76,7 +76,7 @@ def embed_batches(
             # Only around this: gradients switched off in a generator stay off for who uses it.
             with torch.no_grad(), fabric.autocast():
                 outputs = model(batch.pixels.to(fabric.device, non_blocking=True)).float()
-                outputs[~valid] = 0.0  # what a model makes of an empty picture is no answer
+                outputs.masked_fill_(~valid[:, None], 0.0)  # what a model makes of an empty picture is no answer
             yield outputs, valid, batch.bad
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from geoinfer.errors import DeviceError, InterruptedRunError, UsageError
+from trainer.batches import make_batches, taken_in_turn
 from trainer.checkpoint import TrainingState, load_training_state, load_weights, save_checkpoint
 from trainer.data.loader import BatchLoader
-from trainer.data.sampling import positive_share
+from trainer.data.sampling import CellBatches, positive_share
 from trainer.devices import any_rank, from_all_ranks, is_out_of_memory, used_memory_mib
 from trainer.errors import TrainingError
 from trainer.losses import CrossBatchMemory
@@ -21,7 +22,6 @@ from trainer.models.freezing import count_parameters, freeze, training_mode
 from trainer.objective import Objective
 from trainer.optimisation import make_optimizer, set_rates
 from trainer.recorder import Recorder
-from trainer.sampling import drawn, make_batches
 from trainer.step import DeviceBatch, backward
 from trainer.stopping import StopRequest
 from trainer.validation import Validator
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from trainer.step import StepResult
 
 _STAGE_SEEDS: Final = 1_000
+_MOST_LEFT_OUT: Final = 20
 
 
 @dataclass(slots=True)
@@ -118,6 +119,7 @@ class Run:
         self._optimizer: Any = None
         self._memory: CrossBatchMemory | None = None
         self._saved = time.monotonic()
+        self._left_out = 0
 
     @property
     def bad_photos(self) -> int:
@@ -140,6 +142,7 @@ class Run:
         if self._position.step:
             self._progress.say(f"going on after step {self._position.step:,}")
         with self._recorder, StopRequest() as stop:
+            self._check_stages()
             self._recorder.open(steps=self._position.step, epochs=self._position.epochs)
             for number in range(self._position.stage, len(self._recipe.stages)):
                 try:
@@ -161,27 +164,47 @@ class Run:
         self._position = Position.from_dict(state.progress)
         return state
 
-    def _stage(self, number: int, state: TrainingState | None, stop: StopRequest) -> None:
-        stage = self._recipe.stages[number]
-        position = self._position
-        if position.stage != number:
-            position.stage, position.epoch, position.batch, position.stage_step = number, 0, 0, 0
+    def _check_stages(self) -> None:
+        """Refuses what a later stage could not begin with, before the first one takes its days."""
         ranks = self._fabric.world_size
-        if stage.batch_size % ranks:
-            raise UsageError(f"stages.{number}.batch_size is {stage.batch_size}, and {ranks} processes cannot share it")
         if ranks > 1 and self._recipe.model.batch_norm == "train":
             raise UsageError(
                 f"model.batch_norm is train: each of {ranks} processes would take the statistics of its own share",
                 hint="--set model.batch_norm=frozen, or one process",
             )
-        freeze(self._raw, stage.train.backbone, stage.train.heads)
+        for number, stage in enumerate(self._recipe.stages):
+            if stage.batch_size % ranks:
+                raise UsageError(
+                    f"stages.{number}.batch_size is {stage.batch_size}, and {ranks} processes cannot share it"
+                )
+            try:
+                freeze(self._raw, stage.train.backbone, self._recipe.heads_of(stage))
+            except UsageError as error:
+                raise UsageError(f"stages.{number}.{error}", hint=error.hint) from error
+
+    def _stage(self, number: int, state: TrainingState | None, stop: StopRequest) -> None:
+        stage = self._recipe.stages[number]
+        position = self._position
+        if position.stage != number:
+            position.stage, position.epoch, position.batch, position.stage_step = number, 0, 0, 0
+            # Stages are judged each by itself: what a recipe is for is its last one, and errors of embeddings and of
+            # coordinates do not compare.
+            position.best_median_km = math.inf
+        freeze(self._raw, stage.train.backbone, self._recipe.heads_of(stage))
         table = self._recipe.optimiser_of(stage)
-        training = drawn(self._training, stage.images, self._recipe.data.seed)
+        before = sum(s.epochs * s.images for s in self._recipe.stages[:number])
+        training = taken_in_turn(self._training, stage.images, self._recipe.data.seed, before)
         batches = make_batches(training, stage, self._recipe.run.seed + _STAGE_SEEDS * number)
         self._memory = (
             CrossBatchMemory(stage.memory, self._raw.dim, device=self._fabric.device) if stage.memory else None
         )
-        module = torch.compile(self._raw) if self._recipe.run.compile else self._raw
+        module: Any = self._raw
+        if self._recipe.run.compile:
+            # What was compiled for the stage before counts towards a limit, beyond which nothing is compiled any more.
+            torch.compiler.reset()
+            module = torch.compile(self._raw)
+        if self._fabric.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._fabric.device)
         self._wrapped, self._optimizer = self._fabric.setup(module, make_optimizer(self._raw, table))
         if state is not None:
             # Only now, when the weights are where they stay: moments go to the device of theirs.
@@ -201,6 +224,10 @@ class Run:
                 self._end_of_epoch(stage, objective)
                 if any_rank(self._fabric, stop.requested):
                     self._interrupt()
+        kept = self._folder.best_of(stage.name)
+        # A run that was killed right here comes by again, and must not take the next stage's weights for this one's.
+        if self._first and number + 1 < len(self._recipe.stages) and self._folder.best.exists() and not kept.exists():
+            self._folder.best.replace(kept)
 
     def _announce(self, number: int, stage: StageTable, training: Examples, batches: Batches) -> None:
         of = f" {number + 1} of {len(self._recipe.stages)}," if len(self._recipe.stages) > 1 else ""
@@ -214,6 +241,10 @@ class Run:
         if not cells and not levels:
             return  # no loss asks for cells
         level = stage.sampler.level if cells else max(levels)
+        if isinstance(batches, CellBatches) and batches.left_out:
+            self._progress.say(
+                f"  {batches.left_out:,} of them are alone in their S2 cell of level {level} and are not drawn"
+            )
         share = positive_share(batches, training.cells(level))
         self._progress.say(
             f"  {100 * share:.0f} % of anchors have a positive (another photo of their S2 cell of level {level}) in "
@@ -232,6 +263,8 @@ class Run:
         position = self._position
         if position.batch == 0:
             position.loss_sum, position.loss_count = 0.0, 0
+            if self._memory is not None:
+                self._memory.clear()  # a photo must not meet its own embedding of the epoch before
         training_mode(self._raw, batch_norm=self._recipe.model.batch_norm == "train")
         self._recorder.epoch_started(stage.name, position.epoch + 1, steps=len(batches), done=position.batch)
         table = self._recipe.optimiser_of(stage)
@@ -280,8 +313,10 @@ class Run:
         norm = self._fabric.clip_gradients(
             self._wrapped, self._optimizer, max_norm=clip_norm or math.inf, error_if_nonfinite=False
         )
-        # With fp16 gradients overflow now and then, and the scaler leaves out the step.
-        if norm is not None and self._recipe.run.precision != "fp16" and not math.isfinite(norm):
+        # With fp16 gradients overflow now and then, and the scaler leaves out the step; not many in a row.
+        spoilt = norm is not None and not math.isfinite(norm)
+        self._left_out = self._left_out + 1 if spoilt else 0
+        if self._left_out > (_MOST_LEFT_OUT if self._recipe.run.precision == "fp16" else 0):
             raise self._no_number(f"the gradient of step {self._position.step + 1} is no number", batch, training)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -341,7 +376,7 @@ class Run:
     ) -> None:
         position = self._position
         images = len(result.answers)
-        bad = from_all_ranks(self._fabric, batch.bad)
+        bad = from_all_ranks(self._fabric, batch.bad) if any_rank(self._fabric, bool(batch.bad)) else ()
         self._recorder.step(
             {
                 "stage": stage.name, "epoch": position.epoch + 1, "step": position.step,

@@ -13,6 +13,7 @@ import torch
 from geoinfer.batch.lock import OutputLock
 from geoinfer.errors import InputError, ModelError, OutputError, UsageError
 from geoinfer.machine import available_cores
+from trainer.batches import drawn
 from trainer.checkpoint import read_checkpoint_info, start_from
 from trainer.data.examples import open_examples, read_manifest
 from trainer.data.prepare import prepare
@@ -22,7 +23,6 @@ from trainer.metrics import unwritable
 from trainer.models import create_model
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
-from trainer.sampling import drawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def fit(recipe: Recipe, options: FitOptions) -> Position:
         with _locked(folder):
             if options.restart:
                 _clear(folder, options.data)
-            _prepare_if_needed(recipe, options, folder, progress)
+            _prepare_if_needed(recipe, options, folder, progress, ranks=fabric.world_size)
             fabric.barrier()
             return _train(recipe, options, folder, fabric, progress)
 
@@ -117,7 +117,10 @@ def _train(recipe: Recipe, options: FitOptions, folder: RunFolder, fabric: Fabri
     device = describe(fabric, options.device)
     progress.say(f"device: {device}, {recipe.run.precision}")
     counts = {name: len(examples.of_split(name)) for name in ("train", "validation", "test")}
-    progress.say("photos: " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count))
+    manifest = read_manifest(data)
+    progress.say(
+        "photos: " + ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) + _split(manifest)
+    )
     if not counts["validation"]:
         progress.say(
             "there are no validation photos: nothing says how good the model is, and its last weights are kept"
@@ -126,7 +129,7 @@ def _train(recipe: Recipe, options: FitOptions, folder: RunFolder, fabric: Fabri
     if first:
         try:
             folder.write_recipe(recipe)
-            folder.write_environment(device, fabric.world_size)
+            folder.write_environment(device, fabric.world_size, _about_data(data, manifest, counts))
         except OSError as error:
             raise unwritable(folder.path, error) from error
     run = Run(
@@ -145,9 +148,33 @@ def _train(recipe: Recipe, options: FitOptions, folder: RunFolder, fabric: Fabri
     return position
 
 
+def _split(manifest: dict[str, Any]) -> str:
+    split = manifest.get("split")
+    if not isinstance(split, dict):
+        return ""
+    level = f", S2 level {split['level']}" if split.get("level") else ""
+    return f"; split by {split['policy']}{level}, seed {split['seed']}, when it was prepared"
+
+
+def _about_data(data: Path, manifest: dict[str, Any], counts: dict[str, int]) -> dict[str, Any]:
+    """What a run was trained on, for its environment: the recipe's `[data]` is about sources only."""
+    return {
+        "prepared": str(data.absolute()),
+        "sha256": manifest["sha256"],
+        "source": manifest.get("source"),
+        "split": manifest.get("split"),
+        "photos": counts,
+    }
+
+
+def photos(count: int) -> str:
+    """`1 photo`, `12 photos`."""
+    return f"{count:,} {'photo' if count == 1 else 'photos'}"
+
+
 def _conclude(run: Run, position: Position, folder: RunFolder, progress: Progress) -> None:
     if run.bad_photos:
-        progress.say(f"{run.bad_photos} photos could not be read and were left out: {folder.bad_photos}")
+        progress.say(f"{photos(run.bad_photos)} could not be read and had to be left out: {folder.bad_photos}")
     best = "" if position.best_median_km == float("inf") else f", median error {position.best_median_km:,.0f} km"
     progress.say(f"{position.step:,} steps done; best weights{best}: {folder.best}")
     progress.say(f"curves: {folder.curves}, figures: {folder.metrics}")
@@ -197,11 +224,18 @@ def _check_learnt(recipe: Recipe, new: dict[str, str]) -> None:
             )
 
 
-def _prepare_if_needed(recipe: Recipe, options: FitOptions, folder: RunFolder, progress: Progress) -> None:
+def _prepare_if_needed(
+    recipe: Recipe, options: FitOptions, folder: RunFolder, progress: Progress, *, ranks: int
+) -> None:
     if is_prepared(options.data):
         if options.images is not None:
             raise UsageError(f"--images: {options.data} is prepared, and knows where its photos are")
         return
+    if ranks > 1:
+        raise UsageError(
+            f"--data: {options.data} is not prepared, and {ranks} processes would wait for one to do it",
+            hint=f"python -m trainer prepare {options.data} --out FOLDER, then --data FOLDER",
+        )
     table = recipe.data
     if is_prepared(folder.data):
         made = read_manifest(folder.data)

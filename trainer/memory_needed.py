@@ -65,7 +65,7 @@ def stage_needs(recipe: Recipe) -> list[StageNeeds]:
 
 
 def _needs(recipe: Recipe, stage: StageTable, model: GeoModel) -> StageNeeds:
-    freeze(model, stage.train.backbone, stage.train.heads)
+    freeze(model, stage.train.backbone, recipe.heads_of(stage))
     training_mode(model, batch_norm=recipe.model.batch_norm == "train")
     learnable, parameters = count_parameters(model, learnable=True), count_parameters(model)
     half = recipe.run.precision != "fp32"

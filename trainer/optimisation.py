@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 def make_optimizer(model: GeoModel, table: OptimiserTable) -> torch.optim.Optimizer:
     """The optimizer of a stage over what learns in it.
 
-    Its parameter groups carry `base_lr`, which `set_rates` scales. Norms and biases are not decayed, as is usual for
-    transformers: a weight of one number a channel has no direction to shrink towards.
+    Its parameter groups carry `base_lr`, which `set_rates` scales. Norms and biases are not decayed, nor what timm
+    names for an architecture, such as position embeddings: as is usual for transformers.
     """
+    named: Any = getattr(model.backbone, "no_weight_decay", set)
+    spared = {f"backbone.{name}" for name in named()}
     groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = "backbone" if name.startswith("backbone.") else "head"
-            groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((part, parameter.ndim > 1 and name not in spared), []).append(parameter)
     rates = {"head": table.lr_head, "backbone": table.lr_backbone}
     listed: list[dict[str, Any]] = [
         {

@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=1)]
 Level = Annotated[int, Field(ge=3, le=14)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Triple = tuple[float, float, float]
+Head = Literal["projection", "coordinates"]
 
 
 def _mean(value: Any) -> str | list[float]:
@@ -106,7 +107,7 @@ class TrainTable(_Table):
     """`[stages.train]`: what learns."""
 
     backbone: str = "all"
-    heads: list[Literal["projection", "coordinates"]] = ["projection", "coordinates"]
+    heads: list[Head] = ["projection", "coordinates"]
 
 
 class SamplerTable(_Table):
@@ -254,6 +255,19 @@ class Recipe(_Table):
     def optimiser_of(self, stage: StageTable) -> OptimiserTable:
         """The stage's own optimiser, or the recipe's."""
         return stage.optimiser or self.optimiser
+
+    def heads_of(self, stage: StageTable) -> list[Head]:
+        """The heads that learn in a stage: of those it names, the ones that a loss of it reaches.
+
+        The others would be given gradients of zero, and shrink by weight decay.
+        """
+        kinds = {loss.kind for loss in stage.losses}
+        reached: set[Head] = set()
+        if "haversine" in kinds:
+            reached.add("coordinates")
+        if kinds != {"haversine"} or self.model.coordinates == "embedding":
+            reached.add("projection")
+        return [head for head in stage.train.heads if head in reached]
 
     def make_preprocessing(self) -> Preprocessing:
         """The runtime's own `Preprocessing`, so that training and prediction see the same pixels."""

@@ -69,7 +69,7 @@ class Recorder:
         """
         if not self._writing:
             return
-        self._bad.add(bad)
+        self._add(bad)
         self._metrics.write({"event": STEP} | row)
         self._events.step(row)
         self._progress.stepped(row["loss"], row["images"], row["bad_images"], row["memory_mib"])
@@ -82,14 +82,21 @@ class Recorder:
         """
         if not self._writing:
             return
-        self._bad.add(bad)
+        self._add(bad)
         self._metrics.write({"event": EPOCH} | row)
         self._events.epoch(row)
-        self._progress.epoch_ended(row, best=best)
+        self._progress.epoch_ended(row, best=best, bad=len(self._bad))
         try:
             draw_curves(self._folder.metrics, self._folder.curves)
         except OSError as error:
             raise unwritable(self._folder.curves, error) from error
+
+    def _add(self, bad: Iterable[BadPhoto]) -> None:
+        photos = list(bad)
+        if photos and not len(self._bad):
+            # At once, and once: whether it is one photo or a disk that is gone, the user wants to know early.
+            self._progress.say(f"{photos[0].id} cannot be read: {photos[0].message}; it is left out, as others will be")
+        self._bad.add(photos)
 
 
 class BadPhotos:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -52,6 +52,10 @@ class RunFolder:
         self.best = self.checkpoints / "best.safetensors"
         self.lock = path / ".lock"
 
+    def best_of(self, stage: str) -> Path:
+        """Where the best weights of a stage stay when the next one begins."""
+        return self.checkpoints / f"best-{stage}.safetensors"
+
     def create(self) -> None:
         """Makes the folders.
 
@@ -77,8 +81,8 @@ class RunFolder:
         with atomic_file(self.recipe) as file:
             file.write(recipe.to_toml().encode())
 
-    def write_environment(self, device: str, ranks: int) -> None:
-        """Writes what the run is computed on and with."""
+    def write_environment(self, device: str, ranks: int, data: dict[str, Any]) -> None:
+        """Writes what the run is computed on and with, and what it learns from."""
         versions = {}
         for name in _PACKAGES:
             try:
@@ -89,6 +93,7 @@ class RunFolder:
             self.environment,
             {
                 "device": device,
+                "data": data,
                 "ranks": ranks,
                 "cores": available_cores(),
                 "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from geoinfer.aggregate import aggregate
+from geoinfer.errors import UsageError
 from geoinfer.geodesy import from_unit_vectors, haversine_km
 from geoinfer.index.faiss_index import FaissFlatIndex
+from trainer.batches import drawn, make_batches
 from trainer.data.loader import BatchLoader
 from trainer.devices import from_all_ranks
 from trainer.embedding import embed_rows
 from trainer.metrics import RADII_KM
 from trainer.objective import Answers
-from trainer.sampling import drawn, make_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,18 +155,22 @@ def batched_loss(
 
     Args:
         objective: of the stage.
-        stage: says how batches are made; where cells of several photos are missing they are drawn at random.
+        stage: says how batches are made.
         outputs: (n, width), the model's answers.
         examples: the n photos.
         seed: of the batches.
 
     Returns:
-        The mean over batches; NaN without any photo.
+        The mean over batches; NaN where the photos make none, because no two are of one cell, say.
     """
     if len(examples) == 0:
         return float("nan")
     losses = []
-    for rows in make_batches(examples, stage, seed, fall_back=True).epoch(0):
+    try:
+        batches = make_batches(examples, stage, seed, smaller=True)
+    except UsageError:
+        return float("nan")
+    for rows in batches.epoch(0):
         answers = Answers(
             torch.from_numpy(outputs[rows]),
             torch.from_numpy(examples.leaf_cells[rows].view(np.int64)),

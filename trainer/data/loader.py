@@ -1,7 +1,7 @@
 """Batches of pixels, decoded ahead of the model by a pool of threads.
 
-The decoders of the runtime let go of Python's lock while they work, so threads decode in parallel straight into the
-batch's own memory, with no copy between processes. A photo that cannot be read leaves its row empty and is reported:
+The decoders of the runtime let go of Python's lock while they work, so threads decode in parallel and nothing has to
+travel between processes. A photo that cannot be read leaves its row empty and is reported:
 batches keep their size, which GPUs that gather one another's embeddings rely on, and the losses leave the row out.
 """
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from geoinfer.images import Preprocessing
     from trainer.data.examples import Examples
 
-# A task of several photos spares the pool's bookkeeping; few enough that a batch spreads over all threads.
-_PHOTOS_PER_TASK: Final = 4
+# Tasks of several photos spare the pool's bookkeeping, and each thread has several, as photos take unequal time.
+_PHOTOS_PER_TASK: Final = 16
 _BATCHES_AHEAD: Final = 2
 _MIN_PHOTOS_AHEAD: Final = 64
 
@@ -57,7 +57,7 @@ class PixelBatch:
         pixels: (n, size, size, 3) uint8 on the CPU, in pinned memory where that was asked for; zeros where not valid.
         valid: (n,) bool.
         bad: the photos of the rows that are not valid.
-        waited_seconds: how long the consumer waited for it.
+        waited_seconds: how long the consumer was kept from its own work.
     """
 
     rows: NDArray[np.int64]
@@ -74,6 +74,7 @@ class BatchLoader:
         self._examples = examples
         self._preprocessing = preprocessing
         self._pinned = pinned
+        self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def __enter__(self) -> Self:
@@ -86,41 +87,52 @@ class BatchLoader:
         """Yields a batch for each array of rows, in order. Several can be under way; each has its own look-ahead."""
         pending: deque[_Pending] = deque()
         source = iter(rows)
+        began = time.perf_counter()
         try:
             while True:
-                while len(pending) < _BATCHES_AHEAD or sum(len(p.rows) for p in pending) < _MIN_PHOTOS_AHEAD:
-                    wanted = next(source, None)
-                    if wanted is None:
-                        break
-                    pending.append(self._start(wanted))
+                self._look_ahead(source, pending)
                 if not pending:
                     return
-                yield pending.popleft().finish()
+                pixels, valid, bad = pending[0].finish()
+                done = pending.popleft()
+                self._look_ahead(source, pending)
+                # All of what the consumer waits for, beginning the next batches included.
+                yield PixelBatch(done.rows, pixels, valid, bad, time.perf_counter() - began)
+                began = time.perf_counter()
         finally:
             for left in pending:
                 left.cancel()
 
+    def _look_ahead(self, source: Iterator[NDArray[np.int64]], pending: deque[_Pending]) -> None:
+        while len(pending) < _BATCHES_AHEAD or sum(len(p.rows) for p in pending) < _MIN_PHOTOS_AHEAD:
+            wanted = next(source, None)
+            if wanted is None:
+                return
+            pending.append(self._start(wanted))
+
     def _start(self, rows: NDArray[np.int64]) -> _Pending:
         size = self._preprocessing.size
-        pixels = torch.zeros((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=self._pinned)
+        pixels = torch.empty((len(rows), size, size, 3), dtype=torch.uint8, pin_memory=self._pinned)
         valid = torch.zeros(len(rows), dtype=torch.bool)
-        futures = [
-            self._pool.submit(self._fill, rows, start, pixels, valid) for start in range(0, len(rows), _PHOTOS_PER_TASK)
-        ]
+        step = max(1, min(_PHOTOS_PER_TASK, len(rows) // (4 * self._workers)))
+        tasks = [range(start, min(start + step, len(rows))) for start in range(0, len(rows), step)]
+        futures = [self._pool.submit(self._fill, rows, places, pixels.numpy(), valid.numpy()) for places in tasks]
         return _Pending(rows, pixels, valid, futures)
 
-    def _fill(self, rows: NDArray[np.int64], start: int, pixels: torch.Tensor, valid: torch.Tensor) -> list[BadPhoto]:
+    def _fill(
+        self, rows: NDArray[np.int64], places: range, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]
+    ) -> list[BadPhoto]:
         bad = []
-        into = pixels.numpy()
-        for place in range(start, min(start + _PHOTOS_PER_TASK, len(rows))):
+        for place in places:
             row = int(rows[place])
-            if row < 0:
-                continue
             try:
-                into[place] = self._examples.load_pixels(row, self._preprocessing)
-                valid[place] = True
+                if row >= 0:
+                    pixels[place] = self._examples.load_pixels(row, self._preprocessing)
+                    valid[place] = True
             except ImageError as error:
                 bad.append(BadPhoto(self._examples.ids[row], error.code, str(error)))
+            if not valid[place]:
+                pixels[place] = 0
         return bad
 
 
@@ -131,10 +143,9 @@ class _Pending:
     valid: torch.Tensor
     futures: list[Future[list[BadPhoto]]]
 
-    def finish(self) -> PixelBatch:
-        began = time.perf_counter()
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor, tuple[BadPhoto, ...]]:
         bad = tuple(photo for future in self.futures for photo in future.result())
-        return PixelBatch(self.rows, self.pixels, self.valid, bad, time.perf_counter() - began)
+        return self.pixels, self.valid, bad
 
     def cancel(self) -> None:
         for future in self.futures:

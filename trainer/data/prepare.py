@@ -139,7 +139,7 @@ def prepare(
     }
     tell("writing", 0)
     details = {
-        "source": os.fspath(source),
+        "source": os.path.abspath(source),
         "kind": found.kind,
         "split": policy,
         "subset": subset,
@@ -210,7 +210,8 @@ def _check_swapped(found: PhotoSource, written: NDArray[np.float64]) -> None:
     raise LabelsError(
         f"{labels.path}: the columns {latitude!r} and {longitude!r} look swapped: {as_given:.0%} of the rows are "
         f"possible places on land as they stand, {as_exchanged:.0%} the other way round",
-        hint=f"exchange {latitude!r} and {longitude!r} in the first line; if they are right, switch this check off",
+        hint=f"exchange {latitude!r} and {longitude!r} in the first line; if they are right, "
+        "python -m trainer prepare --assume-order takes them as they are",
     )
 
 

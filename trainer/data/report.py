@@ -147,7 +147,7 @@ class PreparationReport:
                     f"  nearest training photo: median {_distance(leak.median_km)}, {leak.near:.1%} within 1 km{sample}"
                 )
             lines.append(line)
-        if not counts[SPLITS.index("validation")]:
+        if not counts[SPLITS.index("validation")] and self.split["validation"]:
             lines.append(
                 "  there is nothing to validate on: too few photos, sequences or cells for the share asked for"
             )
