@@ -357,9 +357,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"The contrastive loss at 4096 x 256, forward and backward: {loss * 1000:.0f} ms, "
         f"{100 * loss / step:.1f} % of the {step:.1f} s that 4096 photos take to train on at the rate above.",
         "",
-        "| batch | peak memory of the process, torch's own included |"
-        if options["device"] == "cpu"
-        else "| batch | peak memory |",
+        f"| batch | peak memory{' of the process, libraries included' if options['device'] == 'cpu' else ''} |",
         "|---|---|",
         *(f"| {size} | {mib / 1024:.2f} GiB |" for size, mib in result["memory_mib"].items()),
     ]

@@ -303,8 +303,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"Toy world of {options['count']:,} photos of {options['size']} pixels, seed {options['seed']}, split by S2 "
         f"cells of level {result['split_level']}: {photos['references']:,} references, {photos['validation']:,} photos "
-        f"to choose k on, {photos['test']:,} of {photos['test_drives']:,} drives in {photos['test_cells']} cells to test "
-        f"on. {BACKBONE}, last 3 blocks and head learning, batches of {options['batch_size']}, {options['epochs']} epochs each. {where['cpu']}, "
+        f"to choose k on, {photos['test']:,} of {photos['test_drives']:,} drives in {photos['test_cells']} cells to "
+        f"test on. {BACKBONE}, last 3 blocks and head learning, batches of {options['batch_size']}, "
+        f"{options['epochs']} epochs each. {where['cpu']}, "
         f"{where['cores']} cores, torch {where['versions']['torch']}.",
         "",
         "| | k | median km | mean km | "
@@ -322,7 +323,7 @@ def markdown(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "In brackets 95 % bootstrap intervals over cells. On the same test photos, median errors as ratios:",
+        "In brackets 95 % bootstrap intervals over cells. Ratios of median errors on the same photos:",
         "",
     ]
     lines += ["| | against | ratio of medians |", "|---|---|---|"]

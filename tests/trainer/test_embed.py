@@ -179,3 +179,34 @@ def test_out_that_cannot_be_written(photo_set: PhotoSet, checkpoint: Path, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         run_embed(checkpoint, photo_set.prepared, tmp_path / "file", **options())
+
+
+def test_what_another_wrote_is_not_touched(photo_set: PhotoSet, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "bad_photos.csv").write_text("id,code,message\nmine,missing,gone\n")
+    (out / "metrics.csv").write_text("event\n")
+    with pytest.raises(OutputError, match=r"run: holds metrics\.csv, which embed did not write"):
+        run_embed(checkpoint, photo_set.prepared, out, **options())
+    assert "mine" in (out / "bad_photos.csv").read_text()
+    (out / "metrics.csv").unlink()
+    run_embed(checkpoint, photo_set.prepared, out, **options())
+    run_embed(checkpoint, photo_set.prepared, out, **options())  # its own files are replaced
+
+
+def test_a_set_of_which_nothing_can_be_read_is_an_error(photo_set: PhotoSet, checkpoint: Path, tmp_path: Path) -> None:
+    for name in photo_set.ids:
+        photo_set.spoil(name)
+    with pytest.raises(InputError, match=r"none of the 36 photos could be read"):
+        run_embed(checkpoint, photo_set.prepared, tmp_path / "out", **options())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"bad_photos.csv"}
+    assert len((tmp_path / "out" / "bad_photos.csv").read_text().splitlines()) == 37
+
+
+def test_a_checkpoint_without_embedding_is_refused_before_anything_is_prepared(tmp_path: Path) -> None:
+    regressor = make_checkpoint(
+        tmp_path / "r.safetensors", "model.dim=0", "model.coordinates=backbone", stages=[stage(kind="haversine")]
+    )
+    with pytest.raises(ModelError, match="has no embedding"):
+        run_embed(regressor, tmp_path / "nowhere", tmp_path / "out", **options())
+    assert not (tmp_path / "out").exists()

@@ -286,3 +286,55 @@ def test_bf16_is_near(train: Any) -> None:
     assert {t.dtype for n, t in half.tensors().items() if n.startswith("model.") and t.is_floating_point()} == {
         torch.float32
     }
+
+
+def test_each_stage_has_a_best_of_its_own(train: Any) -> None:
+    recipe = tiny_recipe(stages=[stage("first"), stage("second", kind="triplet")])
+    run = train(recipe)
+    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {
+        "best-first.safetensors", "best.safetensors", "last.safetensors",
+    }  # fmt: skip
+    medians = [float(row["median_km"]) for row in run.rows("epoch") if row["stage"] == "second"]
+    assert run.position.best_median_km == min(medians)
+    # The first stage's weights did not take part in the second's.
+    alone = train(tiny_recipe(stages=[stage("first")]), "alone")
+    for name, value in alone.tensors("best").items():
+        np.testing.assert_array_equal(run.tensors("best-first")[name].numpy(), value.numpy())
+
+
+def test_the_memory_begins_each_epoch_empty(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trainer.fit
+
+    seen = []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        seen.append(len(options["memory"]))
+        return backward(*arguments, **options)
+
+    backward = trainer.fit.backward
+    monkeypatch.setattr(trainer.fit, "backward", spy)
+    train(tiny_recipe("stages.*.memory=12"))
+    assert seen == [0, 8, 12, 0, 8, 12]
+
+
+def test_what_is_wrong_with_a_later_stage_is_said_before_the_first_begins(train: Any) -> None:
+    from geoinfer.errors import UsageError
+
+    recipe = tiny_recipe(stages=[stage("first"), stage("second", train={"backbone": "last:99"})])
+    run = train(recipe, catch=UsageError)
+    assert str(run.error).startswith("stages.1.train.backbone is 'last:99'")
+    assert not (run.folder / "metrics.csv").exists()
+
+
+def test_what_cannot_be_drawn_or_read_is_said(train: Any, photo_set: Any) -> None:
+    cells = {"kind": "cells", "level": 9, "images_per_cell": 2}
+    lone = train(tiny_recipe(stages=[stage(sampler=cells, batch_size=4)]), "lone")
+    # Counted by hand: 12 of the 26 photos share a cell of level 9 with another.
+    assert "14 of them are alone in their S2 cell of level 9 and are not drawn" in lone.said
+    spoilt = photo_set.of_split("train")[0]
+    photo_set.spoil(spoilt)
+    run = train(tiny_recipe("stages.*.batch_size=2"))
+    assert run.said.count(f"{spoilt} cannot be read: ") == 1
+    assert "1 photo could not be read and had to be left out" in run.said
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["data"]["photos"] == {"train": 26, "validation": 10, "test": 0}

@@ -341,3 +341,16 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(UsageError, match=r"mine.toml: name is missing"):
         load_recipe(str(file))
+
+
+def test_heads_that_no_loss_reaches_do_not_learn() -> None:
+    large = load_recipe("vit_large_multistage")
+    # The warm-up's haversine loss goes through the embedding to the projection as well.
+    assert [large.heads_of(stage) for stage in large.stages] == [["projection", "coordinates"], *[["projection"]] * 3]
+    assert load_recipe("vit_two_stage").heads_of(load_recipe("vit_two_stage").stages[1]) == ["projection"]
+    alone = load_recipe("resnet50_regression")
+    assert alone.heads_of(alone.stages[0]) == ["coordinates"]
+    beside = load_recipe("resnet50_regression", ["model.dim=8"])
+    assert beside.heads_of(beside.stages[0]) == ["coordinates"]
+    last = load_recipe("embedding_regression")
+    assert last.heads_of(last.stages[0]) == ["coordinates"]
