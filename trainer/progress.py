@@ -83,7 +83,7 @@ class Progress:
     def epoch_ended(self, row: Mapping[str, Any], *, best: bool, bad: int = 0) -> None:
         """One line of what an epoch came to; `bad` photos of the run could not be read so far."""
         self._stop()
-        unread = f"; {bad:,} photos unread so far" if bad else ""
+        unread = f"; {bad:,} unread so far" if bad else ""
         self.say(f"{self._name}: {epoch_text(row)}{', the best so far' if best else ''}{unread}")
 
     def _start(self, done: int) -> None:
