@@ -306,7 +306,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"to choose k on, {photos['test']:,} of {photos['test_drives']:,} drives in {photos['test_cells']} cells to "
         f"test on. {BACKBONE}, last 3 blocks and head learning, batches of {options['batch_size']}, "
         f"{options['epochs']} epochs each. {where['cpu']}, "
-        f"{where['cores']} cores, torch {where['versions']['torch']}.",
+        f"{where['cores']} {'core' if where['cores'] == 1 else 'cores'}, torch {where['versions']['torch']}.",
         "",
         "| | k | median km | mean km | "
         + " | ".join(f"< {radius} km, %" for radius in RADII_KM)

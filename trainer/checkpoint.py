@@ -256,7 +256,10 @@ def _about(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
     except SafetensorError as error:
-        raise ModelError(f"{path}: not a safetensors file: {error}") from error
+        raise ModelError(
+            f"{path}: not a whole safetensors file: {error}",
+            hint="copy it again, or take the other checkpoint of its run",
+        ) from error
     if text is None:
         raise ModelError(f"{path}: a safetensors file, but no checkpoint of the trainer's")
     try:

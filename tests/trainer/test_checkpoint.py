@@ -287,11 +287,11 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, read: Callable[[Any], 
     refused("there is no such checkpoint", InputError, 2)
     path.rmdir()
     path.write_bytes(b"")
-    refused("not a safetensors file")
+    refused("not a whole safetensors file")
     path.write_text("a letter home")
-    refused("not a safetensors file")
+    refused("not a whole safetensors file")
     torch.save({"model": torch.ones(3)}, path)
-    refused("not a safetensors file")
+    refused("not a whole safetensors file")
     save_file({"a": torch.ones(3)}, path)
     refused("a safetensors file, but no checkpoint of the trainer's")
     save_file({"a": torch.ones(3)}, path, metadata={"format": "pt"})
@@ -324,7 +324,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, share: float) -> None
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, model_of(recipe_of()), recipe_of())
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ModelError, match="not a safetensors file"):
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
         load_model(path)
 
 
