@@ -94,7 +94,9 @@ def test_a_run_of_two_processes_is_that_of_one(name: str, how: str, two: Path, o
                 assert row[column] == value, column
             else:
                 # float32: sums over 2 x 4 photos and over 8 differ in the last digits, and Adam magnifies them.
-                assert float(row[column]) == pytest.approx(float(value), rel=2e-3), column
+                # Kilometres even more: which of two neighbours as alike as each other comes first is all it takes.
+                kilometres = column.endswith("_km") or column == "geoscore"
+                assert float(row[column]) == pytest.approx(float(value), rel=2e-2 if kilometres else 2e-3), column
     assert run.bad() == expected.bad()
     assert len(run.bad()) == 2
 

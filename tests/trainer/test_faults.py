@@ -161,10 +161,12 @@ def test_a_loss_that_is_no_number_stops_the_run(train: Any, photo_set: PhotoSet,
 
 
 def test_the_photos_of_the_batch_are_named(train: Any, photo_set: PhotoSet, before_step: Any) -> None:
+    from trainer.batches import taken_in_turn
     from trainer.data.examples import open_examples
 
     recipe = tiny_recipe(stages=[stage(images=5, batch_size=5)])
-    drawn = set(open_examples(photo_set.prepared).of_split("train").subset(5, recipe.data.seed).ids)
+    training = open_examples(photo_set.prepared).of_split("train")
+    drawn = set(taken_in_turn(training, 5, recipe.data.seed, 0).ids)
 
     def poison(run: Run) -> None:
         with torch.no_grad():
