@@ -21,6 +21,7 @@ from trainer.devices import describe, make_fabric
 from trainer.fit import Position, Run
 from trainer.metrics import unwritable
 from trainer.models import create_model
+from trainer.models.backbones import PRETRAINED
 from trainer.progress import Progress
 from trainer.run_folder import RunFolder
 
@@ -153,7 +154,8 @@ def _split(manifest: dict[str, Any]) -> str:
     if not isinstance(split, dict):
         return ""
     level = f", S2 level {split['level']}" if split.get("level") else ""
-    return f"; split by {split['policy']}{level}, seed {split['seed']}, when it was prepared"
+    how = "at random" if split["policy"] == "random" else f"by {split['policy']}"
+    return f"; split {how}{level}, seed {split['seed']}, when it was prepared"
 
 
 def _about_data(data: Path, manifest: dict[str, Any], counts: dict[str, int]) -> dict[str, Any]:
@@ -184,6 +186,9 @@ def _make_model(recipe: Recipe, progress: Progress, *, resumed: bool) -> GeoMode
     table = recipe.model
     # The checkpoint has all weights: nothing needs fetching.
     weights = "none" if resumed or table.start_from else table.weights
+    if weights == PRETRAINED:
+        # Before, not after: without a network it is a minute and more until timm gives up.
+        progress.say(f"taking the weights of {table.backbone} from where they are, or fetching them")
     model = create_model(
         table.backbone,
         recipe.make_preprocessing(),
