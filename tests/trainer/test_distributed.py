@@ -66,10 +66,15 @@ def test_a_step_of_two_processes_is_that_of_one(name: str, two: Path) -> None:
 @pytest.fixture(scope="module")
 def one(two: Path) -> dict[str, TrainedRun]:
     runs = {}
+    # With one thread, as torchrun gives each of its processes: with more, sums differ in their last digits, and of two
+    # neighbours as alike as each other the other one comes first, which moves a mean of ten errors by 0.4 %.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for name, recipe in distributed_recipes().items():
         folder = two / f"{name}, one process"
         fit(recipe, FitOptions(data=two / "set" / "prepared", out=folder, device="cpu", workers=1, quiet=True))
         runs[name] = TrainedRun(folder)
+    torch.set_num_threads(threads)
     return runs
 
 
@@ -94,9 +99,7 @@ def test_a_run_of_two_processes_is_that_of_one(name: str, how: str, two: Path, o
                 assert row[column] == value, column
             else:
                 # float32: sums over 2 x 4 photos and over 8 differ in the last digits, and Adam magnifies them.
-                # Kilometres even more: which of two neighbours as alike as each other comes first is all it takes.
-                kilometres = column.endswith("_km") or column == "geoscore"
-                assert float(row[column]) == pytest.approx(float(value), rel=2e-2 if kilometres else 2e-3), column
+                assert float(row[column]) == pytest.approx(float(value), rel=2e-3), column
     assert run.bad() == expected.bad()
     assert len(run.bad()) == 2
 
