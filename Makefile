@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+comma := ,
 CPU := .[cpu,heic]
 DEV := .[cpu,heic,dev]
-EXPORT := .[cpu,heic,dev,train,export]
-GPU := .[gpu,heic,dev,train]
+EXPORT := .[cpu,heic,dev,train,export,rtx]
+# TENSORRT=1 adds the flavour whose libraries come from NVIDIA's own index.
+GPU := .[gpu,heic,dev,train,export,rtx$(if $(TENSORRT),$(comma)tensorrt)]
 
 # uv does what pip does in a fraction of the time; where it cannot be installed, pip does it.
 define install
@@ -21,7 +23,7 @@ help:
 	@echo "make test       set up the development environment, run every check and the default tests"
 	@echo "make check      format, lint, types, import contracts"
 	@echo "make test-slow  the tests that take long, with the training libraries"
-	@echo "make gpu-check  the tests that need an NVIDIA GPU, and the speed of training on it"
+	@echo "make gpu-check  all that needs an NVIDIA GPU, as one table (TENSORRT=1: with tensorrt too)"
 	@echo "make bench      the pipeline benchmark"
 	@echo "make bench-training  training beside a plain loop; make toy-world  the recipes on the toy world"
 	@echo "make bundle     make the shipped bundle again, PHOTOS=folder with photos.csv"
@@ -72,16 +74,11 @@ gpu-check:
 	$(MAKE) gpu-tests VENV=.venv-gpu
 
 gpu-tests: $(VENV)/.gpu
-	$(BIN)/pytest -m gpu -rs
-	$(BIN)/python benchmarks/bench_training.py --device cuda --backbone vit_base_patch16_224 --train last:4 \
-		--batch-size 400 --count 2000 --steps 20 --memory-batches 64 128 256 400
-	$(BIN)/python benchmarks/bench_training.py --device cuda --backbone resnet50 --train layer3+layer4 \
-		--batch-size 128 --count 2000 --steps 20 --memory-batches 64 128 256
+	$(BIN)/python benchmarks/gpu_check.py --save
 
 $(VENV)/.gpu: $(BIN)/python pyproject.toml
 	$(call install,$(GPU))
 	@touch $@
-
 
 bench: setup-dev
 	$(BIN)/python benchmarks/bench_pipeline.py

@@ -10,7 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ((), ("predict",), ("index", "build"), ("index", "info"), ("info",), ("doctor",))
+COMMANDS = (
+    (),
+    ("predict",),
+    ("index", "build"),
+    ("index", "info"),
+    ("engine", "build"),
+    ("engine", "info"),
+    ("info",),
+    ("doctor",),
+)
 PAGE = Path(__file__).parent / "commands.md"
 
 

@@ -9,21 +9,32 @@ from typing import Annotated
 
 import typer
 
+from export.commands.backbone_command import backbone
+from export.commands.bundle_command import bundle
+from export.commands.geoclip_command import geoclip
+from export.commands.onnx_command import onnx
+from geoinfer.cli.engine import build as engine
 from geoinfer.errors import GeoInferError
 
 _CHECKOUT = Path(__file__).parents[1]
 
 app = typer.Typer(
     name="export",
-    help="Turn weights into ONNX models and bundles. Runs from a checkout, with the extras train and export.",
+    help="Turn weights into ONNX models, engines and bundles. Runs from a checkout, with the extras train and export.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
+app.command("onnx", short_help="Turn a checkpoint into an ONNX model.")(onnx)
+app.command("engine", short_help="Compile an ONNX model for an NVIDIA GPU.")(engine)
+app.command("bundle", short_help="Put a model and its index into one folder.")(bundle)
+app.command("geoclip", short_help="Make a bundle of GeoCLIP.")(geoclip)
+app.command("backbone", short_help="Turn a published embedder into an ONNX model.")(backbone)
 
-@app.command("efficientnet-lite")
+
+@app.command("efficientnet-lite", short_help="Turn EfficientNet-Lite into an ONNX model.")
 def efficientnet_lite(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", show_default=False)],
     variant: Annotated[int, typer.Option("--variant", help="0, 1 or 2.")] = 2,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
-from export.onnx_model import export_onnx
+from export.onnx_model import ExportOptions, export_onnx
+from export.torch_embedder import TorchEmbedder
+from geoinfer.images import Preprocessing
 from trainer.efficientnet_lite import load_efficientnet_lite, weights_distribution, weights_sha256
 
 if TYPE_CHECKING:
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 
 SIZES: Final = {0: 224, 1: 240, 2: 260}
 """Side of the square that each variant was trained for, in pixels."""
+
+OPSET: Final = 18
+"""The model that ships was written with it; its bytes, and with them the demonstration bundle's, must not change."""
 
 
 def export_efficientnet_lite(variant: int, path: Path, *, photos: Path | None = None) -> None:
@@ -30,20 +35,14 @@ def export_efficientnet_lite(variant: int, path: Path, *, photos: Path | None = 
     """
     distribution = weights_distribution(variant)
     sha256 = weights_sha256(variant)
-    export_onnx(
-        load_efficientnet_lite(variant),
-        preprocessing={
-            "size": SIZES[variant],
-            "resize": "crop",
-            "interpolation": "bicubic",
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
-            "colour": "rgb",
-        },
+    embedder = TorchEmbedder(
+        network=load_efficientnet_lite(variant).eval(),
+        preprocessing=Preprocessing(
+            size=SIZES[variant], resize="crop", interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+        ),
         identity=f"efficientnet-lite{variant}-imagenet:{sha256[:16]}",
         source=f"EfficientNet-Lite{variant}, ImageNet weights from {distribution} {version(distribution)}",
         licence="Apache-2.0",
         weights_sha256=sha256,
-        path=path,
-        photos=photos,
     )
+    export_onnx(embedder, path, ExportOptions(photos=photos, opset=OPSET, transpose_bytes=True, record_parity=False))

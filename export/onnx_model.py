@@ -1,292 +1,228 @@
-"""A torch backbone as one ONNX file: pixels in, unit embeddings out, the same bytes each time it is made.
+"""A torch embedder as one ONNX file: pixels in, unit embeddings out, the same bytes each time it is made.
 
 The file is only written once ONNX Runtime gives the same embeddings as torch on real photos.
 """
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
-import numpy as np
 import onnx
-import onnx.numpy_helper
-import onnxruntime
-import torch
 
-from geoinfer.errors import InputError, ModelError, OutputError
-from geoinfer.images import Preprocessing, load_pixels
+from export.explain import first_departure
+from export.graph import MAX_BYTES, OPSET, in_float32, trace, weight_bytes
+from export.half import as_a_gpu_rounds, to_half
+from export.parity import (
+    ParityError,
+    Pictures,
+    check_asked,
+    check_parity,
+    default_limits,
+    gather_pictures,
+    reference_embeddings,
+)
+from geoinfer.backends.base import EmbedderIdentity
+from geoinfer.errors import ModelError, OutputError, UsageError
 from geoinfer.integrity import atomic_file, canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
-    from numpy.typing import NDArray
+    from export.graph import Traced
+    from export.parity import ParityLimits, ParityReport
+    from export.torch_embedder import TorchEmbedder
+
+Precision = Literal["fp32", "fp16", "int8"]
 
 FORMAT: Final = "1"
 """Value of `geoinfer.format` in the metadata; raised when the meaning of inputs, outputs or metadata changes."""
 
-OPSET: Final = 18
-"""What torch's exporter writes without converting; ONNX Runtime since 1.14 and TensorRT since 8.6 read it."""
-
-IR_VERSION: Final = 10
-
-MIN_COSINE: Final = 0.99999
-"""The parity gate: no photo's embedding may turn further than this from torch's."""
-
-PARITY_BATCHES: Final = (1, 2, 3, 16)
-
-_EPSILON: Final = 1e-12
-_CHECKOUT_PHOTOS: Final = Path(__file__).parents[1] / "examples" / "photos"
-_PHOTO_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
-
-_log = logging.getLogger(__name__)
+_CALIBRATION_PHOTOS: Final = 128
+_MEASURED_PHOTOS: Final = 16
+_GIB: Final = 2**30
 
 
-def export_onnx(
-    backbone: torch.nn.Module,
-    *,
-    preprocessing: dict[str, Any],
-    identity: str,
-    source: str,
-    licence: str,
-    weights_sha256: str,
-    path: Path,
-    photos: Path | None = None,
-) -> None:
-    """Writes `backbone` as an ONNX model, if it passes the parity gate.
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How an ONNX model is made.
+
+    Attributes:
+        precision: of weights and activations; input, output and what would suffer stay as they are.
+        photos: folder searched for the photos of the parity gate; `examples/photos` of the checkout when left out.
+        calibration: folder of photos that int8's scales are measured on.
+        int8_target: `any` device, or `cpu` for ONNX Runtime on a CPU alone, see `export.int8.to_int8`.
+        limits: of the parity gate; the defaults of the precision when left out.
+        index: reference index that top-1 answers are compared on.
+        labels: CSV of the photos' true places, by which the median distance is compared; needs `index`.
+        max_batch: the gate's largest batch.
+        explain: name the first layer that departs when the gate fails.
+        opset: of the ONNX operators.
+        transpose_bytes: see `export.graph.trace`.
+        record_parity: write the gate's figures into the metadata. Their last digits differ between machines, and with
+            them the bytes of the file.
+    """
+
+    precision: Precision = "fp32"
+    photos: Path | None = None
+    calibration: Path | None = None
+    int8_target: Literal["any", "cpu"] = "any"
+    limits: ParityLimits | None = None
+    index: Path | None = None
+    labels: Path | None = None
+    max_batch: int = 16
+    explain: bool = False
+    opset: int = OPSET
+    transpose_bytes: bool = False
+    record_parity: bool = True
+
+
+def export_onnx(embedder: TorchEmbedder, path: Path, options: ExportOptions | None = None) -> ParityReport:
+    """Writes an embedder as an ONNX model, if it passes the parity gate.
 
     The model takes `pixels`, uint8 (batch, size, size, 3) RGB, any batch, and gives `embeddings`, float32
     (batch, dim) with unit rows. Cast, mean and std, and the L2 norm are part of the graph. The metadata say which
-    model it is (`geoinfer.format`, `.identity`, `.preprocessing`, `.dim`, `.source`, `.licence`, `.weights_sha256`).
-    The same backbone gives the same bytes with the same versions of torch, onnxscript and onnx.
+    model it is (`geoinfer.format`, `.identity`, `.preprocessing`, `.dim`, `.source`, `.licence`, `.weights_sha256`),
+    its `geoinfer.precision` where that is not fp32, and the gate's figures (`geoinfer.parity`). The same embedder gives
+    the same bytes with the same versions of torch, onnxscript, onnx and ONNX Runtime, but for those figures.
 
     Args:
-        backbone: (n, 3, size, size) float32 -> (n, dim) float32, not normalised. It is copied, never changed.
-        preprocessing: as `geoinfer.images.Preprocessing.as_dict`.
-        identity: name of the embedder; two models of one identity must give the same embeddings.
-        source: where the weights come from, for a reader.
-        licence: of the weights, as an SPDX expression.
-        weights_sha256: hexadecimal, of the weights as they were received.
+        embedder: its network is copied, never changed.
         path: the file to write, atomically; its folder must exist. A file that is there already is replaced when
             the new one has passed the gate, and left as it is otherwise.
-        photos: folder searched for the photos of the parity gate; `examples/photos` of the checkout when left out.
+        options: those of the class when left out.
 
     Raises:
-        UsageError: `preprocessing` makes no sense.
-        InputError: no photos for the parity gate.
-        OutputError: the folder of `path` does not exist.
-        ImageError: a photo of the parity gate cannot be decoded.
-        ModelError: the backbone does not give (n, dim) float32, has no form in plain ONNX operators, or failed the
-            parity gate; nothing was written.
+        UsageError: the options contradict each other.
+        InputError: no photos for the parity gate or for calibration.
+        OutputError: the file cannot be written.
+        ModelError: the network does not give (n, dim) float32, has no form in plain ONNX operators, is too large, or
+            failed the parity gate; nothing was written.
+        IndexFolderError, LabelsError, MismatchError: the index or the labels do not serve.
     """
-    wanted = Preprocessing.from_dict(preprocessing)
+    options = ExportOptions() if options is None else options
+    # The cheap ones first: what is wrong with the arguments is told before minutes of work.
+    _check_options(embedder, path, options)
+    wanted = embedder.preprocessing
+    check_asked(options.index, options.labels, folder=options.photos, name=embedder.identity, preprocessing=wanted)
+    pictures = gather_pictures(options.photos, wanted, at_least=options.max_batch)
+    calibration = None
+    if options.calibration is not None:
+        calibration = gather_pictures(options.calibration, wanted, at_least=1, at_most=_CALIBRATION_PHOTOS)
+
+    embedder = dataclasses.replace(embedder, network=in_float32(embedder.network))
+    expected = reference_embeddings(embedder, pictures.pixels)
+    identity = EmbedderIdentity(embedder.identity, expected.shape[1], wanted)
+    metadata = _metadata(embedder, identity, options.precision)
+    traced = trace(
+        embedder.network,
+        wanted,
+        dim=identity.dim,
+        metadata=metadata,
+        opset=options.opset,
+        transpose_bytes=options.transpose_bytes,
+    )
+    limits = default_limits(options.precision) if options.limits is None else options.limits
+    model = traced.model
+    checked = model
+    if options.precision == "fp16":
+        model = to_half(traced.model, pictures.pixels[:_MEASURED_PHOTOS])
+        # ONNX Runtime computes float16 in float32 on a CPU: what is compared must be rounded as a GPU rounds it.
+        checked = as_a_gpu_rounds(model)
+    elif calibration is not None:
+        from export.int8 import to_int8  # here, since ONNX Runtime's quantisation takes a second to import
+
+        model, quantised = to_int8(
+            traced.model, calibration.pixels, min_cosine=limits.min_cosine, target=options.int8_target, report=_log.info
+        )
+        for line in quantised.lines():
+            _log.info("%s", line)
+        checked = model
+
+    try:
+        if checked is not model:
+            few = Pictures(pictures.names[: options.max_batch], pictures.pixels[: options.max_batch])
+            check_parity(_bytes(model), few, expected[: len(few.names)], limits=limits, max_batch=1, identity=identity)
+        report = check_parity(
+            _bytes(checked),
+            pictures,
+            expected,
+            limits=limits,
+            max_batch=options.max_batch,
+            index=options.index,
+            labels=options.labels,
+            identity=identity,
+        )
+    except ParityError as error:
+        if options.explain:
+            raise _explained(error, model, traced, pictures) from error
+        raise
+    if options.record_parity:
+        described = {entry.key: entry.value for entry in model.metadata_props}
+        described["geoinfer.parity"] = canonical_json(report.as_dict())
+        onnx.helper.set_model_props(model, dict(sorted(described.items())))
+    for line in report.lines():
+        _log.info("%s", line)
+    try:
+        with atomic_file(path) as file:
+            file.write(_bytes(model))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+    return report
+
+
+def _check_options(embedder: TorchEmbedder, path: Path, options: ExportOptions) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path.name}: there is no folder {path.parent}")
-    # First, because it is cheap: an export without photos to hold it to would end in an error anyway.
-    pixels = _parity_pixels(_CHECKOUT_PHOTOS if photos is None else photos, wanted)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: a folder is called so", hint="name a file, such as vit.onnx")
+    if options.precision == "int8" and options.calibration is None:
+        raise UsageError(
+            "int8 takes its scales from photos, and there are none to take them from",
+            hint="--calibration names a folder of some hundred photos such as the model will see",
+        )
+    if options.precision != "int8" and options.calibration is not None:
+        raise UsageError(f"photos for calibration, and {options.precision} needs none", hint="--precision int8")
+    size = weight_bytes(embedder.network)
+    # int8 starts from the float32 model, which ONNX Runtime calibrates.
+    if (size // 2 if options.precision == "fp16" else size) > MAX_BYTES:
+        fits = options.precision == "fp32" and size // 2 <= MAX_BYTES
+        raise ModelError(
+            f"the weights take {size / _GIB:.1f} GiB in float32, and an ONNX model of {options.precision} in one file "
+            "holds less than 2 GiB",
+            hint="--precision fp16 halves it" if fits else "take a smaller backbone",
+        )
 
-    backbone = copy.deepcopy(backbone).cpu().float().eval()
-    expected = _reference_embeddings(backbone, pixels, wanted)
+
+def _metadata(embedder: TorchEmbedder, identity: EmbedderIdentity, precision: Precision) -> dict[str, str]:
     metadata = {
         "geoinfer.format": FORMAT,
-        "geoinfer.identity": identity,
-        "geoinfer.preprocessing": canonical_json(wanted.as_dict()),
-        "geoinfer.dim": str(expected.shape[1]),
-        "geoinfer.source": source,
-        "geoinfer.licence": licence,
-        "geoinfer.weights_sha256": weights_sha256,
+        "geoinfer.identity": identity.name,
+        "geoinfer.preprocessing": canonical_json(identity.preprocessing.as_dict()),
+        "geoinfer.dim": str(identity.dim),
+        "geoinfer.source": embedder.source,
+        "geoinfer.licence": embedder.licence,
+        "geoinfer.weights_sha256": embedder.weights_sha256,
     }
-    traced = _trace(_EmbedderGraph(backbone, wanted), wanted.size)
-    model = _canonical(traced, size=wanted.size, dim=expected.shape[1], metadata=metadata)
-    data = model.SerializeToString(deterministic=True)
-    _check_parity(data, pixels, expected)
-    with atomic_file(path) as file:
-        file.write(data)
+    # Models of before there were others say nothing of it, and are fp32.
+    return metadata if precision == "fp32" else metadata | {"geoinfer.precision": precision}
 
 
-class _EmbedderGraph(torch.nn.Module):
-    """What is traced: (n, size, size, 3) uint8 -> (n, dim) float32 unit rows."""
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, backbone: torch.nn.Module, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.backbone = _with_plain_pooling(backbone)
-        std = np.asarray(preprocessing.std, dtype=np.float64)
-        mean = np.asarray(preprocessing.mean, dtype=np.float64)
-        # (x / 255 - mean) / std as one multiplication and one addition, rounded to float32 once.
-        self.register_buffer("scale", _per_channel(1.0 / (255.0 * std)))
-        self.register_buffer("shift", _per_channel(-mean / std))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        # Channels first before any arithmetic: a constant of three values along the last axis takes ONNX Runtime off
-        # its vectorised path (1.7 ms instead of 0.1 ms a picture), and bytes are the cheapest thing to transpose.
-        planes = pixels.permute(0, 3, 1, 2).to(torch.float32)
-        embeddings: torch.Tensor = self.backbone(planes * self.scale + self.shift)
-        norms: torch.Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-        return embeddings / norms.clamp_min(_EPSILON)
-
-
-class _GlobalMean(torch.nn.Module):
-    """Stands in for `AdaptiveAvgPool2d(1)`, which torch's exporter spells as an indexed copy of computed strides."""
-
-    def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        means: torch.Tensor = activations.mean((2, 3), keepdim=True)
-        return means
-
-
-def _with_plain_pooling(backbone: torch.nn.Module) -> torch.nn.Module:
-    copied = copy.deepcopy(backbone)
-    for name, module in list(copied.named_modules()):
-        if name and isinstance(module, torch.nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
-            parent, _, attribute = name.rpartition(".")
-            setattr(copied.get_submodule(parent), attribute, _GlobalMean())
-    return copied
-
-
-def _per_channel(values: NDArray[np.float64]) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32)).reshape(1, 3, 1, 1)
-
-
-def _trace(graph: torch.nn.Module, size: int) -> onnx.ModelProto:
-    """The graph as torch's exporter and its optimiser write it: batch norms and padding folded into convolutions."""
-    # Two pictures: a batch of one would be taken for a constant.
-    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            graph.eval(),
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixels"],
-            output_names=["embeddings"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            optimize=True,
-            verbose=False,
-        )
-    if program is None:
-        raise ModelError("torch exported nothing")
-    return program.model_proto
-
-
-def _canonical(traced: onnx.ModelProto, *, size: int, dim: int, metadata: dict[str, str]) -> onnx.ModelProto:
-    """The same graph, built anew from what it computes alone.
-
-    Nothing is copied but operators, attributes and constants, so stack traces, file paths and the exporter's counters
-    stay behind; names follow from the position in the graph, so they do not change with the exporter's own.
-    """
-    if traced.functions or any(opset.domain for opset in traced.opset_import):
-        raise ModelError("the backbone needs operators that are not part of ONNX")
-    constants = {tensor.name: tensor for tensor in traced.graph.initializer}
-    names = {"": "", "pixels": "pixels"}
-    nodes: list[onnx.NodeProto] = []
-    initializers: list[onnx.TensorProto] = []
-    for position, node in enumerate(traced.graph.node):
-        name = f"{position:04d}_{node.op_type}"
-        for slot, value in enumerate(node.input):
-            if value in constants and value not in names:
-                names[value] = f"{name}_constant{slot}"
-                array = onnx.numpy_helper.to_array(constants[value])
-                initializers.append(onnx.numpy_helper.from_array(array, names[value]))
-        for slot, value in enumerate(node.output):
-            if value:
-                names[value] = value if value == "embeddings" else f"{name}_{slot}"
-        copied = onnx.NodeProto(name=name, op_type=node.op_type)
-        copied.input.extend(names[value] for value in node.input)
-        copied.output.extend(names[value] for value in node.output)
-        copied.attribute.extend(_canonical_attributes(node))
-        nodes.append(copied)
-
-    graph = onnx.helper.make_graph(
-        nodes,
-        "embedder",
-        [onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["batch", size, size, 3])],
-        [onnx.helper.make_tensor_value_info("embeddings", onnx.TensorProto.FLOAT, ["batch", dim])],
-        initializers,
+def _explained(error: ParityError, model: onnx.ModelProto, traced: Traced, pictures: Pictures) -> ModelError:
+    departure = first_departure(model, traced, pictures.pixels[list(error.rows)])
+    lines = (
+        departure.lines()
+        if departure is not None
+        else ["no layer departs: the traced graph computes what the model does, and the network itself another thing"]
     )
-    model = onnx.helper.make_model(
-        graph, producer_name="geoinfer", ir_version=IR_VERSION, opset_imports=[onnx.helper.make_opsetid("", OPSET)]
-    )
-    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"the exported graph is not valid ONNX: {error}") from error
-    return model
+    return ModelError("\n".join([str(error), *lines]), hint=error.hint)
 
 
-def _canonical_attributes(node: onnx.NodeProto) -> list[onnx.AttributeProto]:
-    attributes = []
-    for attribute in sorted(node.attribute, key=lambda item: item.name):
-        if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-            raise ModelError(f"the backbone branches or loops ({node.op_type}); an embedder is a plain graph")
-        copied = onnx.AttributeProto()
-        copied.CopyFrom(attribute)
-        copied.ClearField("doc_string")
-        attributes.append(copied)
-    return attributes
+def _bytes(model: onnx.ModelProto) -> bytes:
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
-def _reference_embeddings(
-    backbone: torch.nn.Module, pixels: NDArray[np.uint8], preprocessing: Preprocessing
-) -> NDArray[np.float32]:
-    """What torch says, written independently of the traced graph: (n, dim) float32 unit rows."""
-    mean = _per_channel(np.asarray(preprocessing.mean))
-    std = _per_channel(np.asarray(preprocessing.std))
-    with torch.inference_mode():
-        planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-        outputs = backbone((planes / 255.0 - mean) / std)
-        if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or outputs.dtype != torch.float32:
-            shape = f"{outputs.dtype} {tuple(outputs.shape)}" if isinstance(outputs, torch.Tensor) else type(outputs)
-            raise ModelError(f"the backbone gives {shape}; expected float32 (n, dim)")
-        embeddings: NDArray[np.float32] = torch.nn.functional.normalize(outputs, dim=1, eps=_EPSILON).numpy()
-    return embeddings
-
-
-def _check_parity(data: bytes, pixels: NDArray[np.uint8], expected: NDArray[np.float32]) -> None:
-    """Runs the serialised model as users will and compares it with torch, at every batch of the gate.
-
-    Raises:
-        ModelError: a cosine below `MIN_COSINE`, rows that are not of unit length, or values that are not finite.
-    """
-    onnxruntime.disable_telemetry_events()
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    min_cosine, max_difference, max_norm_error = 1.0, 0.0, 0.0
-    for batch in PARITY_BATCHES:
-        outputs = np.asarray(session.run(["embeddings"], {"pixels": pixels[:batch]})[0])
-        wanted = expected[:batch]
-        if outputs.shape != wanted.shape or not np.isfinite(outputs).all() or not np.isfinite(wanted).all():
-            raise ModelError(
-                f"the exported model failed the parity gate: at batch {batch} it gives {outputs.shape}, "
-                f"expected {wanted.shape}, or values are not finite; nothing was written"
-            )
-        norms = np.linalg.norm(outputs.astype(np.float64), axis=1)
-        cosines = np.einsum("ij,ij->i", outputs.astype(np.float64), wanted) / np.maximum(norms, _EPSILON)
-        min_cosine = min(min_cosine, float(cosines.min()))
-        max_difference = max(max_difference, float(np.abs(outputs - wanted).max()))
-        max_norm_error = max(max_norm_error, float(np.abs(norms - 1.0).max()))
-    figures = f"min cosine {min_cosine:.8f}, max difference {max_difference:.2e}, norms off by {max_norm_error:.2e}"
-    if min_cosine < MIN_COSINE or max_norm_error > 1e-4:
-        raise ModelError(
-            f"the exported model failed the parity gate: {figures}; allowed are {MIN_COSINE} and 1e-4; "
-            "nothing was written"
-        )
-    _log.info("parity with torch on %d photos: %s", len(pixels), figures)
-
-
-def _parity_pixels(folder: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Photos spread evenly over the folder, turned by a quarter each time round when there are too few."""
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PHOTO_SUFFIXES and file.is_file())
-    if not found:
-        raise InputError(
-            f"there are no photos in {folder} to hold the exported model to",
-            hint="name a folder with a few JPEG or PNG photos",
-        )
-    count = max(PARITY_BATCHES)
-    chosen: Sequence[Path] = [found[i * len(found) // count] for i in range(count)] if len(found) > count else found
-    pictures = [load_pixels(bytes(file), preprocessing) for file in chosen]
-    return np.stack([np.rot90(pictures[i % len(pictures)], k=i // len(pictures)) for i in range(count)])
+_log = logging.getLogger(__name__)

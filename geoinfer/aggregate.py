@@ -12,20 +12,18 @@ Three ways, all of them on the sphere:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from geoinfer.answer import DEFAULT_K, DEFAULT_METHOD, METHODS, Method
 from geoinfer.errors import UsageError
 from geoinfer.geodesy import EARTH_RADIUS_KM, from_unit_vectors, spherical_mean, to_unit_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Method = Literal["top1", "mean", "density"]
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
-DEFAULT_METHOD: Final[Method] = "density"
-DEFAULT_K: Final = 10
+__all__ = ["BANDWIDTH_KM", "DEFAULT_K", "DEFAULT_METHOD", "METHODS", "TEMPERATURE", "Method", "aggregate"]
 
 BANDWIDTH_KM: Final = 200.0
 """Standard deviation of the density's kernel: about what tells one region of a country from another."""

@@ -3,6 +3,7 @@
 demo/
     bundle.json       what this is: format version, name, files with sizes and SHA-256, licences, a notice
     model.onnx
+    *.trt             engines built from the model, if any, each with its sidecar *.trt.json
     index/            a reference index, see geoinfer.index.store
     ATTRIBUTION.md    where weights and references come from
 """
@@ -27,8 +28,11 @@ SHIPPED: Final = Path(__file__).parent / "bundles" / "demo"
 # Hashing a file this large takes about a second: past it only the size is compared, and `geoinfer info --verify` does
 # the rest.
 HASHED_AT_OPEN: Final = 64 << 20
+ENGINE_TAKES: Final = "--engine takes a bundle folder, an .onnx model or a .trt engine"
+"""The hint wherever something else is given."""
+
 _MAKE: Final = {
-    "bundle": "--engine takes a bundle folder or an .onnx model",
+    "bundle": ENGINE_TAKES,
     "index": "`geoinfer index build` makes one; --index takes its folder",
 }
 
@@ -44,6 +48,8 @@ class Bundle:
         notice: one line that every run with it must show, or empty.
         licences: what each part is under.
         files: name to {"bytes", "sha256"}.
+        metrics: what is known of its quality: `parity` of the model, figures of the `index`, `leave_one_out`; see
+            docs/file-formats.md. Empty where the bundle says nothing.
     """
 
     folder: Path
@@ -52,6 +58,7 @@ class Bundle:
     notice: str
     licences: dict[str, str] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model_path(self) -> Path:
@@ -82,7 +89,7 @@ def open_bundle(folder: Path, *, verify: bool = False) -> Bundle:
             not the one that the manifest was written for.
     """
     if not os.path.isdir(folder):  # unlike Path.is_dir, it raises nothing, for a name that is too long, say
-        raise InputError(f"{folder}: there is no such bundle", hint="--engine takes a bundle folder or an .onnx model")
+        raise InputError(f"{folder}: there is no such bundle", hint=ENGINE_TAKES)
     manifest = read_manifest(folder / MANIFEST_NAME, BUNDLE_FORMAT, BUNDLE_VERSION, ModelError, "bundle")
     check_files(folder, manifest["files"], ModelError, verify=verify)
     if not {"model.onnx", "index/manifest.json"} <= set(manifest["files"]):
@@ -90,6 +97,7 @@ def open_bundle(folder: Path, *, verify: bool = False) -> Bundle:
     licences = manifest.get("licences", {})
     if not isinstance(licences, dict):
         raise ModelError(f"{folder}/{MANIFEST_NAME}: damaged: licences is no object", hint="copy or build it again")
+    metrics = manifest.get("metrics")
     return Bundle(
         folder=folder,
         name=str(manifest.get("name", folder.name)),
@@ -97,11 +105,40 @@ def open_bundle(folder: Path, *, verify: bool = False) -> Bundle:
         notice=str(manifest.get("notice", "")),
         licences={str(part): str(licence) for part, licence in licences.items()},
         files=manifest["files"],
+        metrics=metrics if isinstance(metrics, dict) else {},  # figures for a reader: nothing fails for want of them
     )
 
 
-def write_bundle_manifest(folder: Path, *, name: str, description: str, notice: str, licences: dict[str, str]) -> None:
-    """Writes `bundle.json` over whatever files the folder holds."""
+def check_loaded(bundle: Bundle, path: Path, sha256: str) -> None:
+    """Compares a model or engine that was loaded whole, and hashed on the way, with what the manifest says of it.
+
+    That closes the gap which `open_bundle` leaves for large files. A file that the manifest does not list, such as an
+    engine that was built beside the model later, is not the manifest's affair.
+
+    Raises:
+        ModelError: the contents are not those that the manifest was written for.
+    """
+    try:
+        name = path.relative_to(bundle.folder).as_posix()
+    except ValueError:
+        return
+    if name in bundle.files and bundle.files[name]["sha256"] != sha256:
+        raise ModelError(
+            f"{path}: the contents do not match the manifest's checksum; the file is damaged",
+            hint="copy or build it again",
+        )
+
+
+def write_bundle_manifest(
+    folder: Path,
+    *,
+    name: str,
+    description: str,
+    notice: str,
+    licences: dict[str, str],
+    metrics: dict[str, Any] | None = None,
+) -> None:
+    """Writes `bundle.json` over whatever files the folder holds; without `metrics` it has no such entry."""
     files = describe_files(
         folder, [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_NAME]
     )
@@ -115,7 +152,8 @@ def write_bundle_manifest(folder: Path, *, name: str, description: str, notice: 
             "notice": notice,
             "licences": licences,
             "files": files,
-        },
+        }
+        | ({"metrics": metrics} if metrics else {}),
     )
 
 

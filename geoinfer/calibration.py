@@ -1,14 +1,15 @@
-"""How far off an answer may be: split conformal calibration on the references themselves.
+"""How far off an answer may be: split conformal calibration on photos whose place is known.
 
-Each sampled reference is located by the others (`geoinfer.index.leave_one_out`), so its true error is known. On one
-half of them a line is fitted that foretells the error from what is known at prediction time: how far the neighbours
-lie from the answer and from how alike the nearest is. On the other half the true errors are divided by the foretold
-ones; the 90% quantile of these ratios, with the finite-sample correction, times the foretold error of a new photo is
-its radius. It then holds the truth with probability 90%, for photos that are to the references as the references are
-to one another; docs/confidence.md says where that fails (V. Vovk et al., "Algorithmic Learning in a Random World"; the
-scaled scores are those of J. Lei et al., "Distribution-Free Predictive Inference for Regression", section 5.2).
+Each sampled reference is located by the others (`geoinfer.index.leave_one_out`), so its true error is known; where the
+references are no photos, labelled photos outside the index stand in. On one half of them a line is fitted that
+foretells the error from what is known at prediction time: how far the neighbours lie from the answer and how alike the
+nearest is. On the other half the true errors are divided by the foretold ones; the 90% quantile of these ratios, with
+the finite-sample correction, times the foretold error of a new photo is its radius. It then holds the truth with
+probability 90%, for photos that are to the references as those learnt from; docs/confidence.md says where that fails
+(V. Vovk et al., "Algorithmic Learning in a Random World"; the scaled scores are those of J. Lei et al.,
+"Distribution-Free Predictive Inference for Regression", section 5.2).
 
-With too few references nothing can be promised, and the radius is that of the whole Earth.
+With too few of them nothing can be promised, and the radius is that of the whole Earth.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Calibration:
 
     @property
     def usable(self) -> bool:
-        """Whether there were enough references to promise anything."""
+        """Whether there were enough photos to promise anything."""
         return _quantile_rank(len(self.ratios)) <= len(self.ratios)
 
     def radius_km(self, spread_km: NDArray[np.float64], top1: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -99,7 +100,7 @@ def calibrate(held_out: LeaveOneOut, coordinates: NDArray[np.float64], method: M
     """Calibrates one way of answering.
 
     Args:
-        held_out: neighbours of references among the others.
+        held_out: neighbours of photos whose place is known.
         coordinates: (n, 2) degrees of all references.
         method: how neighbours become a place.
         k: of how many; cut to what leaving one out leaves.
@@ -115,14 +116,23 @@ def calibrate(held_out: LeaveOneOut, coordinates: NDArray[np.float64], method: M
 def leave_one_out_errors_km(
     held_out: LeaveOneOut, coordinates: NDArray[np.float64], method: Method, k: int
 ) -> NDArray[np.float64]:
-    """True errors in km of the sampled references, each located by the others; arguments as for `calibrate`."""
+    """True errors in km of the photos that calibration learns from; arguments as for `calibrate`."""
     return _locate_held_out(held_out, coordinates, method, k)[0]
+
+
+def why_not_calibrated(held_out: LeaveOneOut) -> str:
+    """A clause that says why a calibration on these photos is not `usable`."""
+    if len(held_out.rows) == 0:
+        return "the index was not calibrated: give labelled photos when it is made"
+    if held_out.places is not None:
+        return f"the index was calibrated on {len(held_out.rows)} labelled photos, which are too few"
+    return "the index has too few references, or of too few occasions"
 
 
 def _locate_held_out(
     held_out: LeaveOneOut, coordinates: NDArray[np.float64], method: Method, k: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """(errors km, spread km, similarity of the nearest) of the references that have enough neighbours left."""
+    """(errors km, spread km, similarity of the nearest) of the photos that have enough neighbours left."""
     needed = min(max(k, SPREAD_K), held_out.ids.shape[1])
     # Relatives that were left out may leave a row fewer than k neighbours; it counts as long as the spread is known.
     least = min(needed, SPREAD_K)
@@ -134,7 +144,7 @@ def _locate_held_out(
     ids, similarities = np.where(missing, ids[:, :1], ids), np.where(missing, np.float32(-np.inf), similarities)
     places = coordinates[ids]
     answers = aggregate(places[:, :k], similarities[:, :k], method)
-    errors = haversine_km(answers, coordinates[held_out.rows[enough]])
+    errors = haversine_km(answers, held_out.true_places(coordinates)[enough])
     return errors, neighbor_spread_km(answers, places), similarities[:, 0].astype(np.float64)
 
 

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 
-from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD, METHODS, aggregate
-from geoinfer.backends import NOT_FINITE, open_embedder
-from geoinfer.bundle import SHIPPED, Bundle, is_bundle, open_bundle
-from geoinfer.calibration import SPREAD_K, calibrate, neighbor_spread_km
+from geoinfer.aggregate import aggregate
+from geoinfer.answer import DEFAULT_ANSWER, check_answer
+from geoinfer.backends import ENGINE_SUFFIX, MODEL_SUFFIXES, NOT_FINITE, open_embedder
+from geoinfer.backends.beside import open_beside
+from geoinfer.bundle import SHIPPED, Bundle, check_loaded, is_bundle, open_bundle
+from geoinfer.calibration import SPREAD_K, calibrate, neighbor_spread_km, why_not_calibrated
 from geoinfer.errors import ImageError, MismatchError, UsageError
 from geoinfer.images import load_pixels, pixels_from_array
-from geoinfer.index import MAX_K, StoredIndex, open_index
+from geoinfer.index import StoredIndex, open_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from geoinfer.aggregate import Method
+    from geoinfer.answer import Method
     from geoinfer.backends import Embedder
     from geoinfer.images import Preprocessing
 
@@ -43,6 +45,7 @@ class Candidate:
         longitude: degrees.
         similarity: cosine with the photo, at most 1.
         source: where the reference comes from; may be empty.
+        probability: among all references, None where the index gives its similarities no such meaning.
     """
 
     reference: str
@@ -50,6 +53,7 @@ class Candidate:
     longitude: float
     similarity: float
     source: str
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ class Located:
         scores: (q,) float64.
         ids: (q, c) int64, the most similar references, best first.
         similarities: (q, c) float32.
+        probabilities: (q, p) float64 of the first p, as many as were asked for; None without an index that has them.
     """
 
     coordinates: NDArray[np.float64]
@@ -98,6 +103,7 @@ class Located:
     scores: NDArray[np.float64]
     ids: NDArray[np.int64]
     similarities: NDArray[np.float32]
+    probabilities: NDArray[np.float64] | None = None
 
 
 class Geolocator:
@@ -114,24 +120,24 @@ class Geolocator:
         embedder: Embedder,
         index: StoredIndex,
         *,
-        k: int = DEFAULT_K,
-        method: Method = DEFAULT_METHOD,
+        k: int | None = None,
+        method: Method | None = None,
         bundle: Bundle | None = None,
     ) -> None:
-        """Most callers want `Geolocator.open`.
+        """Most callers want `Geolocator.open`. For `k` and `method` left out, the index says, or the general defaults.
 
         Raises:
             MismatchError: the index was made by another embedder.
             UsageError: `k` or `method` is out of range.
         """
-        check_answer(k, method)
+        answer = (index.manifest.answer or DEFAULT_ANSWER).chosen(k, method)
         check_match(embedder, index)
         self.embedder = embedder
         self.index = index
-        self.k = k
-        self.method = method
+        self.k = answer.k
+        self.method = answer.aggregate
         self.bundle = bundle
-        self._calibration = calibrate(index.leave_one_out, index.references.coordinates, method, k)
+        self._calibration = calibrate(index.leave_one_out, index.references.coordinates, self.method, self.k)
 
     @classmethod
     def open(
@@ -140,19 +146,20 @@ class Geolocator:
         index: str | os.PathLike[str] | None = None,
         *,
         device: str = "auto",
-        k: int = DEFAULT_K,
-        aggregate: Method = DEFAULT_METHOD,
+        k: int | None = None,
+        aggregate: Method | None = None,
         preprocessing: Preprocessing | None = None,
         threads: int = 0,
     ) -> Self:
-        """Opens a bundle, or a model and an index.
+        """Opens a bundle, or a model or engine and an index.
 
         Args:
-            engine: a bundle's folder or an `.onnx` model; the shipped demonstration bundle if left out.
-            index: an index's folder; the bundle's own if left out.
+            engine: a bundle's folder, an `.onnx` model or a `.trt` engine; the shipped demonstration bundle if left
+                out. An engine that fits the GPU and lies beside a bundle's model is used instead of it.
+            index: an index's folder; the bundle's own if left out, also for an engine in a bundle's folder.
             device: `auto`, `cpu`, `cuda`, `cuda:N`, `tensorrt` or `tensorrt:N`.
-            k: neighbours that make an answer, 1 to 100.
-            aggregate: `top1`, `mean` or `density`.
+            k: neighbours that make an answer, 1 to 100; what the index says if left out, else 10.
+            aggregate: `top1`, `mean` or `density`; what the index says if left out, else `density`.
             preprocessing: for a model whose metadata has none.
             threads: CPU threads of one call; 0 for all cores.
 
@@ -166,8 +173,11 @@ class Geolocator:
         check_answer(k, aggregate)
         engine_path = SHIPPED if engine is None else Path(engine)
         bundle = open_bundle(engine_path) if is_bundle(engine_path) or engine is None else None
+        engine_file = None if bundle is not None else engine_path
+        if index is None and engine_path.suffix.lower() == ENGINE_SUFFIX and is_bundle(engine_path.parent):
+            bundle = open_bundle(engine_path.parent)
         if bundle is None and index is None:
-            if engine_path.is_dir() or not engine_path.exists() or engine_path.suffix.lower() != ".onnx":
+            if not engine_path.is_file() or engine_path.suffix.lower() not in MODEL_SUFFIXES:
                 open_embedder(engine_path, device)  # says what is wrong with it
             raise UsageError(
                 f"{engine_path} is a model without an index", hint="give --index, or a bundle, which has both"
@@ -175,10 +185,16 @@ class Geolocator:
         index_path = bundle.index_path if bundle is not None and index is None else Path(index or "")
         # The index first: it is quick to open, so what is wrong with it shows before a large model is loaded.
         stored = open_index(index_path)
-        embedder = open_embedder(
-            bundle.model_path if bundle else engine_path, device, preprocessing=preprocessing, threads=threads
-        )
+        if engine_file is None and bundle is not None:
+            wanted = stored.manifest.embedder
+            embedder, engine_file = open_beside(
+                bundle.model_path, wanted, device, preprocessing=preprocessing, threads=threads
+            )
+        else:
+            embedder = open_embedder(engine_path, device, preprocessing=preprocessing, threads=threads)
         try:
+            if bundle is not None:
+                check_loaded(bundle, engine_file or engine_path, embedder.fingerprint)
             return cls(embedder, stored, k=k, method=aggregate, bundle=bundle)
         except BaseException:
             embedder.close()
@@ -215,7 +231,7 @@ class Geolocator:
 
         Args:
             embeddings: (q, dim) float32, unit rows.
-            top: how many neighbours to return at least.
+            top: how many neighbours to return at least, and their probabilities where the index has them.
             threads: CPU threads to search with; 0 for all cores.
 
         Returns:
@@ -228,17 +244,25 @@ class Geolocator:
         spread = neighbor_spread_km(answers, places)
         top1 = neighbors.similarities[:, 0].astype(np.float64)
         kept = max(self.k, top)
+        scale, probabilities = self.index.manifest.logit_scale, None
+        if scale is not None and top > 0:
+            probabilities = self.index.index.probabilities(embeddings, neighbors.ids[:, :top], scale)
         return Located(
             coordinates=answers,
             radius_km=self._calibration.radius_km(spread, top1),
             scores=self._calibration.score(spread, top1),
             ids=neighbors.ids[:, :kept],
             similarities=neighbors.similarities[:, :kept],
+            probabilities=probabilities,
         )
 
     def candidates(self, located: Located, row: int, top: int) -> tuple[Candidate, ...]:
         """The first `top` neighbours of one answer."""
         references = self.index.references
+        ids = located.ids[row, :top].tolist()
+        probabilities: list[float | None] = [None] * len(ids)
+        if located.probabilities is not None and located.probabilities.shape[1] >= len(ids):
+            probabilities = located.probabilities[row, : len(ids)].tolist()
         return tuple(
             Candidate(
                 reference=references.ids[reference],
@@ -246,16 +270,22 @@ class Geolocator:
                 longitude=float(references.coordinates[reference, 1]),
                 similarity=float(similarity),
                 source=references.sources[reference],
+                probability=probability,
             )
-            for reference, similarity in zip(
-                located.ids[row, :top].tolist(), located.similarities[row, :top].tolist(), strict=True
+            for reference, similarity, probability in zip(
+                ids, located.similarities[row, :top].tolist(), probabilities, strict=True
             )
         )
 
     @property
     def calibrated(self) -> bool:
-        """Whether the index has enough references for its radii to mean anything (about twenty)."""
+        """Whether the index was calibrated on enough photos for its radii to mean anything (about twenty)."""
         return self._calibration.usable
+
+    @property
+    def why_not_calibrated(self) -> str:
+        """A clause that says why `radius_km` is the whole Earth; empty where it is not."""
+        return "" if self.calibrated else why_not_calibrated(self.index.leave_one_out)
 
     @property
     def notice(self) -> str:
@@ -315,14 +345,6 @@ class Geolocator:
                     )
                 )
         return predictions
-
-
-def check_answer(k: int, method: str) -> None:
-    """Raises UsageError unless `k` is 1 to 100 and `method` one that is known."""
-    if method not in METHODS:
-        raise UsageError(f"--aggregate {method}: expected one of {', '.join(METHODS)}")
-    if not 1 <= k <= MAX_K:
-        raise UsageError(f"--k {k}: expected 1 to {MAX_K}")
 
 
 def check_match(embedder: Embedder, index: StoredIndex) -> None:

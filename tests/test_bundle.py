@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from geoinfer import bundle as bundles
-from geoinfer.bundle import SHIPPED, describe_files, is_bundle, open_bundle, write_bundle_manifest
+from geoinfer.bundle import SHIPPED, check_loaded, describe_files, is_bundle, open_bundle, write_bundle_manifest
 from geoinfer.errors import GeoInferError, InputError, ModelError
 from geoinfer.index import open_index
 
@@ -114,6 +114,17 @@ class TestOpen:
         change(mine, name=..., description=..., notice=..., licences=...)
         opened = open_bundle(mine)
         assert (opened.name, opened.description, opened.notice, opened.licences) == ("mine", "", "", {})
+        assert opened.metrics == {}
+
+    def test_metrics(self, mine: Path) -> None:
+        metrics = {"leave_one_out": {"median_km": 12.5}, "index": {"size": 3}}
+        write_bundle_manifest(mine, name="x", description="", notice="", licences={}, metrics=metrics)
+        assert open_bundle(mine).metrics == metrics
+
+    @pytest.mark.parametrize("metrics", [None, [], "good", 3])
+    def test_metrics_of_another_shape_are_no_reason_to_fail(self, mine: Path, metrics: object) -> None:
+        change(mine, metrics=metrics)
+        assert open_bundle(mine).metrics == {}
 
     @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "index/../../secret", "link", "a\0b", "loop"])
     def test_a_file_outside_the_folder(self, mine: Path, name: str) -> None:
@@ -138,6 +149,37 @@ class TestOpen:
             f"{mine}: there is no bundle here: bundle.json cannot be read: no such file or directory"
         )
         assert "--engine" in caught.value.hint
+
+
+class TestLoaded:
+    """What was loaded whole is compared with the manifest, however large it is."""
+
+    def test_the_same(self, mine: Path) -> None:
+        bundle = open_bundle(mine)
+        check_loaded(bundle, mine / "model.onnx", hashlib.sha256(b"model " * 100).hexdigest())
+
+    def test_another(self, mine: Path) -> None:
+        bundle = open_bundle(mine)
+        with pytest.raises(ModelError, match=r"model\.onnx.*checksum") as caught:
+            check_loaded(bundle, mine / "model.onnx", hashlib.sha256(b"MODEL " * 100).hexdigest())
+        assert caught.value.exit_code == 3
+        assert caught.value.hint
+
+    def test_an_engine_that_the_manifest_lists(self, mine: Path) -> None:
+        (mine / "vit.trt").write_bytes(b"plan")
+        write_bundle_manifest(mine, name="x", description="", notice="", licences={})
+        bundle = open_bundle(mine)
+        check_loaded(bundle, mine / "vit.trt", hashlib.sha256(b"plan").hexdigest())
+        with pytest.raises(ModelError, match=r"vit\.trt"):
+            check_loaded(bundle, mine / "vit.trt", hashlib.sha256(b"PLAN").hexdigest())
+        (mine / "vit.trt").write_bytes(b"PLAN")
+        with pytest.raises(ModelError, match=r"vit\.trt.*checksum"):
+            open_bundle(mine)
+
+    def test_what_the_manifest_does_not_list_is_not_its_affair(self, mine: Path, tmp_path: Path) -> None:
+        bundle = open_bundle(mine)
+        check_loaded(bundle, mine / "built-later.trt", "0" * 64)
+        check_loaded(bundle, tmp_path / "model.onnx", "0" * 64)
 
 
 class TestShipped:

@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoinfer.aggregate import METHODS, aggregate
-from geoinfer.calibration import Calibration, calibrate, leave_one_out_errors_km, neighbor_spread_km
-from geoinfer.index import FaissFlatIndex, LeaveOneOut, References
+from geoinfer.calibration import (
+    Calibration,
+    calibrate,
+    leave_one_out_errors_km,
+    neighbor_spread_km,
+    why_not_calibrated,
+)
+from geoinfer.index import FaissFlatIndex, LeaveOneOut, References, held_out_photos
 from geoinfer.index.leave_one_out import leave_one_out
 
 HALF_CIRCUMFERENCE_KM = math.pi * 6371
@@ -321,3 +327,48 @@ def test_relatives_that_are_left_out_do_not_make_an_index_useless(method, k):
     alone = aggregate(places[first][None, :k], similarities[None, :k], method)[0]
     errors = leave_one_out_errors_km(held_out, places, method, k)
     assert errors[0] == pytest.approx(arc_km(alone, places[0]), rel=1e-6, abs=1e-6)
+
+
+class TestPhotosOutsideTheIndex:
+    def test_errors_are_from_where_they_were_taken(self):
+        gallery = np.array([(0, 0), (0, 10), (0, 20)], float)
+        # The first stands on a gallery place, the second a degree north of one, the third across the antimeridian.
+        held_out = LeaveOneOut(
+            np.full(3, -1),
+            np.array([[1, 0, 2], [2, 1, 0], [0, 1, 2]]),
+            np.array([[0.9, 0.8, 0.1]] * 3, np.float32),
+            np.array([(0, 10), (1, 20), (0, -179)], float),
+        )
+        degree = math.pi * 6371 / 180
+        errors = leave_one_out_errors_km(held_out, gallery, "top1", 1)
+        assert errors == pytest.approx([0, degree, 179 * degree], abs=1e-6)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_coverage_of_a_gallery(self, method):
+        """Nine of ten fresh photos lie within the radius that other photos, not the gallery, were the measure of."""
+        world = World(11)
+        gallery, vectors = world.photos(600)
+        # A gallery is no sample of photos: its own places locate one another far better than photos are located.
+        index = FaissFlatIndex(vectors)
+        photos = world.photos(400)
+        noisy = photos[1] + 0.25 * world.rng.normal(size=photos[1].shape)
+        queries = (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+        held_out = held_out_photos(index, queries[:200], photos[0][:200])
+        answers, radii, _ = calibrated_answers(index, held_out, gallery, queries[200:], method, 10)
+        distances = [arc_km(a, b) for a, b in zip(answers, photos[0][200:], strict=True)]
+        inside = sum(d <= r for d, r in zip(distances, radii, strict=True)) / 200
+        assert 0.83 <= inside <= 0.97
+
+    def test_nothing_to_learn_from(self):
+        calibration = calibrate(LeaveOneOut.empty(), np.array([(1.0, 2.0), (3.0, 4.0)]), "top1", 1)
+        assert not calibration.usable
+        assert calibration.radius_km(np.array([3.0]), np.array([0.5])) == pytest.approx([20015.0868])
+        assert calibration.score(np.array([3.0]), np.array([0.5])).tolist() == [0]
+        assert len(leave_one_out_errors_km(LeaveOneOut.empty(), np.zeros((2, 2)), "density", 10)) == 0
+
+
+def test_why_an_index_is_not_calibrated():
+    few = LeaveOneOut(np.zeros(3, int), np.zeros((3, 1), int), np.zeros((3, 1), np.float32))
+    assert why_not_calibrated(few) == "the index has too few references, or of too few occasions"
+    assert "not calibrated: give labelled photos" in why_not_calibrated(LeaveOneOut.empty())
+    assert "3 labelled photos" in why_not_calibrated(dataclasses.replace(few, places=np.zeros((3, 2))))

@@ -14,11 +14,13 @@ from PIL import Image
 pytest.importorskip("onnx")
 
 from geoinfer import Geolocator
+from geoinfer import bundle as bundles
 from geoinfer.backends import open_embedder
-from geoinfer.bundle import SHIPPED
-from geoinfer.errors import GeoInferError, InputError, MismatchError, ModelError, UsageError
+from geoinfer.bundle import SHIPPED, write_bundle_manifest
+from geoinfer.errors import DeviceError, GeoInferError, InputError, MismatchError, ModelError, UsageError
 from geoinfer.images import Preprocessing
 from geoinfer.index import References, write_index
+from tests.backends.fake_tensorrt import Machine, pretend, write_engine
 from tests.onnx_models import METADATA, SIZE, expected, make_model
 
 HALF_EARTH_KM = math.pi * 6371.0
@@ -266,6 +268,26 @@ class TestOpen:
         assert caught.value.exit_code == 3
         assert len(closed) == 1
 
+    @pytest.mark.parametrize("large", [True, False])
+    def test_a_bundle_whose_model_is_not_the_one_it_was_made_with(
+        self, tmp_path: Path, model: Path, index: Path, large: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However large the model is: past a size it is not hashed when the bundle is opened, but when it is loaded."""
+        folder = tmp_path / "bundle"
+        folder.mkdir()
+        shutil.copy(model, folder / "model.onnx")
+        shutil.copytree(index, folder / "index")
+        bundles.write_bundle_manifest(folder, name="b", description="", notice="", licences={})
+        monkeypatch.setattr(bundles, "HASHED_AT_OPEN", 0 if large else 1 << 20)
+        with Geolocator.open(folder, device="cpu") as geolocator:
+            assert geolocator.locate(pictures(1))[0].status == "ok"
+        data = (folder / "model.onnx").read_bytes()
+        assert data.count(b"tests") == 1  # its producer: the model stays whole and means the same
+        (folder / "model.onnx").write_bytes(data.replace(b"tests", b"guest"))
+        with pytest.raises(ModelError, match=r"model\.onnx.*checksum") as caught:
+            Geolocator.open(folder, device="cpu")
+        assert caught.value.exit_code == 3
+
     @pytest.mark.parametrize(
         "options", [{"k": 0}, {"k": 101}, {"k": -1}, {"aggregate": "median"}, {"aggregate": ""}, {"device": "gpu"}]
     )
@@ -296,3 +318,110 @@ class TestOpen:
         assert (prediction.latitude, prediction.longitude) == tuple(places(1)[0])
         with pytest.raises(GeoInferError, match="does not say which pixels"):
             Geolocator.open(bare, tmp_path / "i")
+
+
+class TestEngines:
+    """A TensorRT engine by itself, and beside a bundle's model."""
+
+    @pytest.fixture
+    def machine(self, monkeypatch: pytest.MonkeyPatch) -> Machine:
+        return pretend(monkeypatch)
+
+    @pytest.fixture
+    def bundle(self, tmp_path: Path, model: Path, index: Path) -> Path:
+        folder = tmp_path / "tiny"
+        shutil.copytree(index, folder / "index")
+        shutil.copy(model, folder / "model.onnx")
+        write_bundle_manifest(folder, name="tiny", description="", notice="for tests", licences={})
+        return folder
+
+    @staticmethod
+    def answers(geolocator: Geolocator) -> np.ndarray:
+        with geolocator:
+            return np.array([(p.latitude, p.longitude, p.radius_km) for p in geolocator.locate(pictures(30, seed=9))])
+
+    @pytest.mark.parametrize("device", ["auto", "cuda", "tensorrt"])
+    def test_one_beside_the_model_is_used(self, machine: Machine, bundle: Path, device: str) -> None:
+        write_engine(bundle / "a.trt", precision="fp32")
+        write_engine(bundle / "b.trt", precision="fp16")
+        with Geolocator.open(bundle, device=device) as geolocator:
+            assert geolocator.embedder.device == "cuda:0"
+            assert geolocator.embedder.device_reason.startswith("b.trt, fp16, by TensorRT 10.13.3.9 on NVIDIA Fake")
+            assert not geolocator.embedder.fell_back
+            assert geolocator.notice == "for tests"
+        wanted = self.answers(Geolocator.open(bundle, device="cpu"))
+        np.testing.assert_allclose(self.answers(Geolocator.open(bundle, device=device)), wanted, atol=1e-3)
+        assert machine.cuda.held == []
+
+    def test_not_on_a_cpu_nor_without_one(self, machine: Machine, bundle: Path) -> None:
+        write_engine(bundle / "vit.trt")
+        with Geolocator.open(bundle, device="cpu") as geolocator:
+            assert (geolocator.embedder.device, geolocator.embedder.device_reason) == ("cpu", "as asked")
+        assert machine.cuda.calls == []
+        (bundle / "vit.trt").unlink()
+        with Geolocator.open(bundle) as geolocator:
+            assert ".trt" not in geolocator.embedder.device_reason
+        assert machine.cuda.calls == []
+
+    def test_none_that_fits(self, machine: Machine, bundle: Path) -> None:
+        write_engine(bundle / "vit.trt", flavor_version="9.9.9")
+        with Geolocator.open(bundle) as geolocator:
+            assert geolocator.embedder.device == "cpu"
+            assert not geolocator.embedder.fell_back
+            assert "none fits" in geolocator.embedder.device_reason
+            assert "built by TensorRT 9.9.9, here is 10.13.3.9" in geolocator.embedder.device_reason
+        with pytest.raises(DeviceError, match=r"--device tensorrt: .*TensorrtExecutionProvider.*built by TensorRT 9"):
+            Geolocator.open(bundle, device="tensorrt")
+        assert not machine.behaviour.seen_file
+
+    def test_no_gpu(self, machine: Machine, bundle: Path) -> None:
+        write_engine(bundle / "vit.trt")
+        machine.cuda.gpus = 0
+        with Geolocator.open(bundle) as geolocator:
+            assert geolocator.embedder.device == "cpu"
+            assert "no NVIDIA GPU can be used here" in geolocator.embedder.device_reason
+
+    def test_one_that_fits_and_fails(self, machine: Machine, bundle: Path) -> None:
+        write_engine(bundle / "vit.trt")
+        machine.behaviour.fail_at = 1
+        with Geolocator.open(bundle) as geolocator:
+            assert geolocator.embedder.device == "cpu"
+            assert geolocator.embedder.fell_back
+            assert "vit.trt beside the model was chosen, but: " in geolocator.embedder.device_reason
+        machine.behaviour.fail_at = 1
+        with pytest.raises(DeviceError, match=r"TensorrtExecutionProvider.*TensorRT cannot read the engine"):
+            Geolocator.open(bundle, device="tensorrt")
+        assert machine.cuda.held == []
+
+    def test_one_of_another_embedder(self, machine: Machine, bundle: Path) -> None:
+        write_engine(bundle / "vit.trt", identity="other:1")
+        with Geolocator.open(bundle) as geolocator:
+            assert geolocator.embedder.device == "cpu"
+            assert "the embedder is other:1, the model's tiny:0" in geolocator.embedder.device_reason
+
+    def test_one_that_the_bundle_lists_and_that_is_another(self, machine: Machine, bundle: Path) -> None:
+        write_engine(bundle / "vit.trt")
+        write_bundle_manifest(bundle, name="tiny", description="", notice="", licences={})
+        with Geolocator.open(bundle) as geolocator:
+            assert geolocator.embedder.device == "cuda:0"
+        (bundle / "vit.trt").write_bytes((bundle / "vit.trt").read_bytes()[:-1] + b"!")
+        with pytest.raises(ModelError, match=r"vit\.trt.*checksum"):
+            Geolocator.open(bundle)
+
+    def test_by_itself(self, machine: Machine, tmp_path: Path, index: Path, bundle: Path) -> None:
+        path = write_engine(tmp_path / "vit.trt")
+        with Geolocator.open(path, index) as geolocator:
+            assert geolocator.bundle is None
+            assert geolocator.embedder.fingerprint != ""
+        with pytest.raises(UsageError, match="without an index"):
+            Geolocator.open(path)
+        with pytest.raises(UsageError, match="runs on an NVIDIA GPU alone"):
+            Geolocator.open(path, index, device="cpu")
+        # In a bundle's folder it has the bundle's index.
+        path = write_engine(bundle / "vit.trt")
+        with Geolocator.open(path) as geolocator:
+            assert geolocator.notice == "for tests"
+            assert geolocator.embedder.device == "cuda:0"
+        with Geolocator.open(path, index) as geolocator:
+            assert geolocator.notice == ""
+        assert machine.cuda.held == []

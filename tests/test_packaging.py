@@ -95,8 +95,9 @@ def test_extras_are_the_houses() -> None:
     assert names(extras["cpu"]) == {"onnxruntime", "faiss-cpu"}
     gpu = {re.sub(r"-cu\d+$", "", name) for name in names(extras["gpu"])}
     assert {"onnxruntime-gpu", "faiss-gpu", "nvidia-nvimgcodec", "nvidia-ml-py", "cuda-python"} == gpu
-    assert names(extras["tensorrt"]) == {"tensorrt"}
-    assert names(extras["rtx"]) == {"tensorrt-rtx"}
+    # cuda-python beside the house's own: an engine runs without the rest of `gpu`, on a Jetson for one.
+    assert names(extras["tensorrt"]) == {"tensorrt", "cuda-python"}
+    assert names(extras["rtx"]) == {"tensorrt-rtx", "cuda-python"}
     assert names(extras["heic"]) == {"pi-heif"}
     assert {"torch", "timm"} <= names(extras["train"])
     assert {"onnx", "onnxscript"} <= names(extras["export"])

@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from geoinfer.backends.base import EmbedderIdentity
-from geoinfer.errors import DeviceError, GeoInferError, MissingPackageError, ModelError, UsageError
+from geoinfer.backends.base import (
+    EmbedderIdentity,
+    blank_rows_without_direction,
+    check_pixels,
+    check_preprocessing,
+    parse_device,
+)
+from geoinfer.errors import DeviceError, GeoInferError, MissingPackageError, ModelError
 from geoinfer.images.preprocessing import Preprocessing
 from geoinfer.integrity import sha256_of
 
@@ -23,9 +29,6 @@ if TYPE_CHECKING:
 
 INSTALL_GPU: Final = "pip uninstall onnxruntime faiss-cpu && pip install 'geoinfer-toolkit[gpu]'"
 """What makes a machine use its NVIDIA GPU: the wheels of the cpu extra and of the gpu extra overwrite each other."""
-
-_DEVICE: Final = re.compile(r"(auto|cpu|(cuda|tensorrt)(?::(\d+))?)")
-_NORM_TOLERANCE: Final = 1e-2  # fp16 graphs normalise to about 1e-3
 
 
 def import_onnxruntime() -> Any:
@@ -53,22 +56,6 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def parse_device(device: str) -> tuple[str, int]:
-    """`auto`, `cpu`, `cuda[:N]` or `tensorrt[:N]` to (kind, ordinal).
-
-    Raises:
-        UsageError: anything else.
-    """
-    match = _DEVICE.fullmatch(device)
-    if match is None:
-        raise UsageError(
-            f"--device {device}: expected auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N",
-            hint="`geoinfer doctor` shows the devices",
-        )
-    kind = match.group(2) or match.group(1)
-    return kind, int(match.group(3) or 0)
-
-
 class OnnxRuntimeEmbedder:
     """An ONNX model with uint8 NHWC input and unit-norm float32 output; see `Embedder` for the contract."""
 
@@ -82,6 +69,8 @@ class OnnxRuntimeEmbedder:
         available = self._ort.get_available_providers()
         self.device_reason = "as asked"
         self.fell_back = False
+        self.best_batch: int | None = None
+        self.calls_at_once = 1
         if kind == "auto":
             kind, self.device_reason = _choose(available)
         self.device = "cpu" if kind == "cpu" else f"{kind}:{ordinal}"
@@ -112,12 +101,7 @@ class OnnxRuntimeEmbedder:
         """See `Embedder.embed`."""
         if self._session is None:
             raise ModelError(f"{self._path}: the embedder is closed")
-        size = self.identity.preprocessing.size
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
-            raise ModelError(
-                f"{self._path}: pixels are {pixels.dtype} of shape {pixels.shape}; expected uint8 "
-                f"(n, {size}, {size}, 3)"
-            )
+        check_pixels(self._path, pixels, self.identity.preprocessing.size)
         if len(pixels) == 0:
             return np.empty((0, self.dim), np.float32)
         try:
@@ -129,15 +113,7 @@ class OnnxRuntimeEmbedder:
             raise ModelError(
                 f"{self._path}: embeddings have shape {embeddings.shape}; expected ({len(pixels)}, {self.dim})"
             )
-        norms = np.linalg.norm(embeddings, axis=1)
-        wrong = np.isfinite(norms) & (norms != 0) & (np.abs(norms - 1) > _NORM_TOLERANCE)
-        if wrong.any():
-            raise ModelError(
-                f"{self._path}: an embedding has length {norms[wrong][0]:.4g}; expected 1",
-                hint="L2 normalisation belongs inside the graph: export the model with it",
-            )
-        # A vector of nothing but zeros has no direction: the model found nothing in this photo, the others are fine.
-        embeddings[~np.isfinite(norms) | (norms == 0)] = np.nan
+        blank_rows_without_direction(self._path, embeddings)
         return embeddings
 
     def close(self) -> None:
@@ -157,6 +133,8 @@ class OnnxRuntimeEmbedder:
         options.log_severity_level = 3
         # Idle threads that spin take the cores that decoding could use.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Without it int8 sums saturate on processors that have AVX2 and no VNNI; on others it changes nothing.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         needed = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}.get(kind)
         if needed and needed not in available:
             raise DeviceError(
@@ -233,11 +211,7 @@ class OnnxRuntimeEmbedder:
             name = metadata["geoinfer.identity"]
         except (KeyError, ValueError) as error:
             raise ModelError(f"{self._path}: the model's geoinfer metadata is damaged: {error}") from error
-        if given is not None and given != preprocessing:
-            raise UsageError(
-                f"--preprocessing says {given}, but {self._path} was made for {preprocessing}",
-                hint="leave --preprocessing out: the model knows",
-            )
+        check_preprocessing(self._path, preprocessing, given)
         return EmbedderIdentity(name, dim, preprocessing)
 
     def _check_shapes(self) -> None:

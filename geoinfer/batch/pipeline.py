@@ -118,7 +118,7 @@ class Pipeline(Generic[Detail, Answer]):
 
         Args:
             sources: the inputs; advanced by one thread only, no further than there is room.
-            embedder: what embeds; on a CPU it is called from all threads at once, on a GPU by one at a time.
+            embedder: what embeds; on a CPU it is called from all threads at once, on a GPU from as many as it gains by.
             prepare: fills one photo's pixels, (size, size, 3) uint8, and returns whatever `finish` needs to know of
                 it; raises ImageError for a photo that cannot be used. Called from many threads.
             finish: makes the answer of a block. Called from many threads.
@@ -135,9 +135,9 @@ class Pipeline(Generic[Detail, Answer]):
         self._batch_size, self._block_batches = batch_size, block_batches
         self._first = first
         self._on_progress = on_progress
-        # A GPU is fed by one thread of its own at a time, so that the others go on decoding while it computes.
-        self._embed_slots = workers if on_cpu else 1
-        self._thread_count = workers if on_cpu else workers + 1
+        # A GPU is fed by threads of its own, so that the others go on decoding while it computes.
+        self._embed_slots = workers if on_cpu else embedder.calls_at_once
+        self._thread_count = workers if on_cpu else workers + self._embed_slots
         # A GPU's libraries choose their algorithms, or build an engine, anew for each shape: it sees only one.
         self._whole_batches = not on_cpu
         # Batches whose pixels may be in memory: those being embedded, and enough beside them to decode into.

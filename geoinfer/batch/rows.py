@@ -77,6 +77,7 @@ def ok_row(
                 "longitude": _degrees(candidate.longitude),
                 "similarity": round(candidate.similarity, 6),
                 "source": candidate.source,
+                "probability": _probability(candidate.probability),
             }
             for candidate in candidates
         ]
@@ -114,6 +115,11 @@ def error_report_row(row: dict[str, Any]) -> dict[str, Any]:
 def _text(message: str) -> str:
     # A library's message may quote bytes that are not UTF-8; one such row must not keep all others from the disk.
     return message.encode(errors="backslashreplace").decode()
+
+
+def _probability(value: float | None) -> float | None:
+    # Six significant digits, not decimals: of a hundred thousand references most have less than a millionth.
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _degrees(value: float) -> float:

@@ -163,7 +163,14 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
 
     number, text = pa.float64(), pa.string()
     candidate = pa.struct(
-        [("reference", text), ("latitude", number), ("longitude", number), ("similarity", number), ("source", text)]
+        [
+            ("reference", text),
+            ("latitude", number),
+            ("longitude", number),
+            ("similarity", number),
+            ("source", text),
+            ("probability", number),
+        ]
     )
     numeric = ("latitude", "longitude", "radius_km", "score", "top1_similarity")
     schema = pa.schema(

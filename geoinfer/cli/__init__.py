@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import geoinfer
-from geoinfer.cli import doctor, index, info, predict
+from geoinfer.cli import doctor, engine, index, info, predict
 from geoinfer.cli.console import say
 from geoinfer.cli.interrupts import ignore_interrupts, interrupts_end_the_process
 from geoinfer.errors import EXIT_INTERRUPTED, EXIT_OK, GeoInferError
@@ -48,6 +48,7 @@ app.command("predict", short_help="Locate photos.")(predict.predict)
 app.command("info", short_help="Say what a bundle or an ONNX model is.")(info.info)
 app.command("doctor", short_help="Say what is installed, what clashes and what is missing.")(doctor.doctor)
 app.add_typer(index.app, name="index")
+app.add_typer(engine.app, name="engine")
 
 
 def main() -> NoReturn:

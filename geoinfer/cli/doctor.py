@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ _PACKAGES = (
     "faiss-gpu-cu12",
     "tensorrt",
     "tensorrt-rtx",
+    "cuda-python",
     "nvidia-ml-py",
 )
 # Wheels that install the same files over one another: whichever came last is half there.
@@ -74,6 +76,7 @@ def examine() -> dict[str, Any]:
         "packages": versions,
         "providers": _providers(problems),
         "gpus": _gpus(),
+        "engines": _engines(),
         "formats": _formats(),
         "shipped_bundle": _shipped(problems),
         "problems": problems,
@@ -84,6 +87,8 @@ def examine() -> dict[str, Any]:
         report["advice"].append("HEIC photos (iPhones) cannot be read: pip install 'geoinfer-toolkit[heic]'")
     if report["gpus"] and "CUDAExecutionProvider" not in report["providers"]:
         report["advice"].append(f"there is a GPU, but this ONNX Runtime cannot use it: {INSTALL_GPU}")
+    if report["gpus"] or report["engines"]["installed"]:
+        report["advice"] += _advice_on_engines(report["engines"], there_is_a_gpu=bool(report["gpus"]))
     return report
 
 
@@ -92,6 +97,9 @@ def _print(report: dict[str, Any]) -> None:
     answer(f"CPU:       {report['cpu_cores']} cores for this process")
     answer(f"GPU:       {'; '.join(report['gpus']) or 'none found'}")
     answer(f"providers: {', '.join(report['providers']) or 'none'}")
+    engines = report["engines"]
+    answer(f"engines:   {', '.join(engines['installed']) or 'no TensorRT'}{_built_by(engines)}")
+    answer(f"CUDA:      {_cuda_line(engines)}")
     formats = ", ".join(name if there else f"no {name}" for name, there in report["formats"].items())
     answer(f"formats:   {formats}")
     answer(f"bundle:    {report['shipped_bundle']}")
@@ -154,6 +162,65 @@ def _gpus_by_files() -> list[str]:
     import glob
 
     return [f"{number}: an NVIDIA GPU" for number, _ in enumerate(sorted(glob.glob("/dev/nvidia[0-9]*")))]
+
+
+def _engines() -> dict[str, Any]:
+    """What TensorRT engines need: the flavours that load, the one that builds, CUDA's driver, and the GPUs it sees."""
+    from geoinfer.engines.flavors import default_flavor, installed_flavors, load_flavor
+    from geoinfer.engines.gpu import cuda_runtime, find_gpu
+
+    found: dict[str, Any] = {"installed": [], "builds": None, "faults": [], "cuda_driver": None, "gpus": []}
+    for name in installed_flavors():
+        try:
+            found["installed"].append(load_flavor(name).title)
+        except GeoInferError as error:
+            found["faults"].append(f"{error}: {error.hint}")
+    with contextlib.suppress(GeoInferError):  # told by what is not installed, or among the faults
+        found["builds"] = default_flavor().title
+    try:
+        runtime = cuda_runtime()
+    except GeoInferError:
+        found["cuda_python"] = False
+        return found
+    found["cuda_python"] = True
+    status, version = runtime.cudaDriverGetVersion()
+    if int(status) == 0 and version:
+        found["cuda_driver"] = f"{version // 1000}.{version % 1000 // 10}"
+    try:
+        ordinal = 0
+        while True:
+            found["gpus"].append(f"cuda:{ordinal} {find_gpu(ordinal)}")
+            ordinal += 1
+    except GeoInferError as fault:
+        if not found["gpus"]:
+            found["no_gpu"] = str(fault)
+    return found
+
+
+def _built_by(engines: dict[str, Any]) -> str:
+    if len(engines["installed"]) < 2:
+        return ""
+    return f"; `geoinfer engine build` takes {engines['builds']}"
+
+
+def _cuda_line(engines: dict[str, Any]) -> str:
+    if not engines["cuda_python"]:
+        return "not looked at: cuda-python is not installed"
+    driver = "no driver" if engines["cuda_driver"] is None else f"the driver serves CUDA {engines['cuda_driver']}"
+    return f"{driver}; {', '.join(engines['gpus']) or 'no GPU that it can use'}"
+
+
+def _advice_on_engines(engines: dict[str, Any], *, there_is_a_gpu: bool) -> list[str]:
+    from geoinfer.engines.flavors import INSTALL, TENSORRT
+
+    advice = list(engines["faults"])
+    if there_is_a_gpu and not engines["installed"] and not engines["faults"]:
+        advice.append(f"an engine of the model for this very GPU is faster still: {INSTALL[TENSORRT]}")
+    if engines["installed"] and not engines["cuda_python"]:
+        advice.append("TensorRT engines cannot run: pip install cuda-python")
+    elif engines["installed"] and there_is_a_gpu and not engines["gpus"]:
+        advice.append(f"TensorRT engines cannot run: {engines['no_gpu']}")
+    return advice
 
 
 def _formats() -> dict[str, bool]:

@@ -66,11 +66,13 @@ def build(
     be used costs its own place in the index and nothing else.
     """
     from geoinfer.backends import open_embedder
+    from geoinfer.backends.beside import open_beside
     from geoinfer.batch.build import BuildOptions, check_build, count_inputs, run_build
     from geoinfer.batch.predict import ErrorLimit
-    from geoinfer.bundle import SHIPPED, is_bundle, open_bundle
+    from geoinfer.bundle import SHIPPED, check_loaded, is_bundle, open_bundle
     from geoinfer.cli.console import Console, answer, device_line, failed_line, say
     from geoinfer.cli.interrupts import interrupts_raise
+    from geoinfer.index import read_index_manifest
 
     limit = ErrorLimit.parse(max_errors)
     worker_count = options.checked_workers(workers)
@@ -83,14 +85,21 @@ def build(
     check_build(run)
     options.check_batch_size(batch_size)
     options.check_written({"--errors": build_errors}, [str(labels)], output.parent)
-    model_path = open_bundle(engine_path).model_path if is_bundle(engine_path) or engine is None else engine_path
-    with open_embedder(model_path, device, preprocessing=pixels, threads=1) as embedder:
+    bundle = open_bundle(engine_path) if is_bundle(engine_path) or engine is None else None
+    if bundle is None:
+        embedder = open_embedder(engine_path, device, preprocessing=pixels, threads=1)
+    else:
+        made_by = read_index_manifest(bundle.index_path).embedder
+        embedder, opened = open_beside(bundle.model_path, made_by, device, preprocessing=pixels, threads=1)
+    with embedder:
+        if bundle is not None:
+            check_loaded(bundle, opened, embedder.fingerprint)
         run = BuildOptions(
             labels=labels,
             images=images,
             output=output,
             errors=build_errors,
-            batch_size=options.chosen_batch_size(batch_size, embedder.device),
+            batch_size=options.chosen_batch_size(batch_size, embedder),
             workers=worker_count,
             source=source,
             attribution=attribution,
@@ -120,7 +129,7 @@ def info(
     Example:
       geoinfer index info my-index
     """
-    from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD
+    from geoinfer.answer import DEFAULT_ANSWER
     from geoinfer.calibration import calibrate, leave_one_out_errors_km
     from geoinfer.cli.console import answer, checksums, kilometres
     from geoinfer.index import open_index, read_index_manifest
@@ -128,8 +137,9 @@ def info(
     manifest = read_index_manifest(folder, verify=verify)
     stored = open_index(folder)
     coordinates = stored.references.coordinates
-    errors = leave_one_out_errors_km(stored.leave_one_out, coordinates, DEFAULT_METHOD, DEFAULT_K)
-    calibrated = calibrate(stored.leave_one_out, coordinates, DEFAULT_METHOD, DEFAULT_K).usable
+    way = manifest.answer or DEFAULT_ANSWER
+    errors = leave_one_out_errors_km(stored.leave_one_out, coordinates, way.aggregate, way.k)
+    calibrated = calibrate(stored.leave_one_out, coordinates, way.aggregate, way.k).usable
     errors.sort()
     extent = [*coordinates.min(axis=0).tolist(), *coordinates.max(axis=0).tolist()]
     if as_json:
@@ -140,6 +150,9 @@ def info(
             "geocells_level_6": manifest.geocells,
             "calibrated": calibrated,
             "calibrated_on": len(errors),
+            "calibrated_by": "references" if stored.leave_one_out.places is None else "labelled photos",
+            "answer": way.as_dict(),
+            "logit_scale": manifest.logit_scale,
             "median_error_km": round(float(errors[len(errors) // 2]), 3) if len(errors) else None,
             "extent": extent,
             "files": manifest.files,
@@ -153,12 +166,18 @@ def info(
         f"  coverage:   {manifest.geocells} geocells (S2 level 6), latitude {extent[0]:.2f} to {extent[2]:.2f}, "
         f"longitude {extent[1]:.2f} to {extent[3]:.2f}"
     )
+    if manifest.answer is not None:
+        answer(f"  answers by: --aggregate {way.aggregate} --k {way.k}, unless told otherwise")
+    if manifest.logit_scale is not None:
+        answer(f"  candidates: with probabilities, the softmax of {manifest.logit_scale:.6g} times the similarity")
+    among = "references, each located by the others" if stored.leave_one_out.places is None else "labelled photos"
     if calibrated:
         half, most = errors[len(errors) // 2], errors[int(len(errors) * 0.9)]
-        answer(
-            f"  calibrated: on {len(errors)} references, each located by the others: half within {kilometres(half)}, "
-            f"90% within {kilometres(most)}"
-        )
+        answer(f"  calibrated: on {len(errors)} {among}: half within {kilometres(half)}, 90% within {kilometres(most)}")
+    elif manifest.calibrated_on == 0:
+        answer("  calibrated: no; give labelled photos when it is made")
+    elif stored.leave_one_out.places is not None:
+        answer(f"  calibrated: no, {len(errors)} labelled photos are too few")
     else:
         answer(f"  calibrated: no, {len(errors)} references that others can locate are too few")
     answer(f"  checksums:  {checksums(manifest.files, verified=verify)}")

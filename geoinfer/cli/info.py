@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,30 +14,39 @@ def info(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="BUNDLE|MODEL", help="A bundle's folder or an .onnx model.", show_default="shipped bundle"
+            metavar="BUNDLE|MODEL",
+            help="A bundle's folder, an .onnx model or a .trt engine.",
+            show_default="shipped bundle",
         ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the checksums of large files too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a bundle or an ONNX model is, and whether geoinfer can use it.
+    """Say what a bundle, an ONNX model or an engine is, and whether geoinfer can use it.
 
     \b
     Examples:
       geoinfer info
       geoinfer info vit.onnx
+      geoinfer info vit.trt
     """
+    from geoinfer.backends import ENGINE_SUFFIX
     from geoinfer.bundle import SHIPPED, is_bundle
     from geoinfer.cli.console import answer
+    from geoinfer.cli.engine import info as engine_info
     from geoinfer.errors import InputError, ModelError
 
     target = path or SHIPPED
     if not target.exists():
         raise InputError(
-            f"{target}: there is no such bundle or model", hint="name a bundle's folder, an .onnx file, or nothing"
+            f"{target}: there is no such bundle or model",
+            hint="name a bundle's folder, an .onnx or .trt file, or nothing",
         )
     if (target / "manifest.json").is_file():
         raise ModelError(f"{target}: this is an index", hint=f"geoinfer index info {target}")
+    if target.suffix.lower() == ENGINE_SUFFIX and target.is_file():
+        engine_info(target, as_json=as_json)
+        return
     values = _bundle(target, verify=verify) if target.is_dir() or is_bundle(target) else _model(target)
     if as_json:
         answer(json.dumps(values, indent=2, ensure_ascii=False, default=str))
@@ -64,9 +74,27 @@ def _bundle(folder: Path, *, verify: bool) -> dict[str, Any]:
         "index": f"{manifest.kind}, {manifest.size} references, {manifest.geocells} geocells (S2 level 6)",
         "licences": [f"{part}: {licence}" for part, licence in bundle.licences.items()],
     }
+    values |= _measured(bundle.metrics)
     if bundle.notice:
         values["notice"] = bundle.notice
     return values
+
+
+def _measured(metrics: dict[str, Any]) -> dict[str, str]:
+    """A bundle's metrics as far as they are what this geoinfer writes; a later one may write others."""
+    measured: dict[str, str] = {}
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        parity = metrics["parity"]
+        measured["parity"] = f"cosine with torch at least {float(parity['min_cosine'])}, on {parity['photos']} photos"
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        figures = metrics["leave_one_out"]
+        shares = sorted((int(radius), float(share)) for radius, share in figures["within_percent"].items())
+        within = ", ".join(f"{share:.1f}% within {radius}" for radius, share in shares)
+        measured["measured"] = (
+            f"{figures['count']} photos located by the index: median {float(figures['median_km']):.1f} km; "
+            f"{within} km; GeoScore {float(figures['geoscore']):.0f}"
+        )
+    return measured
 
 
 def _model(path: Path) -> dict[str, Any]:

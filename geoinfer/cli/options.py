@@ -15,18 +15,25 @@ from geoinfer.machine import available_cores
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from geoinfer.backends import Embedder
     from geoinfer.images import Preprocessing
 
 Engine = Annotated[
     Path | None,
-    typer.Option("--engine", "-e", help="Bundle folder or .onnx model.", show_default="the shipped demonstration"),
+    typer.Option(
+        "--engine", "-e", help="Bundle folder, .onnx model or .trt engine.", show_default="the shipped demonstration"
+    ),
 ]
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N.", metavar="DEVICE")
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", help="Photos that the model sees at once.", show_default="1 on a CPU, 64 on a GPU"),
+    typer.Option(
+        "--batch-size",
+        help="Photos that the model sees at once.",
+        show_default="1 on a CPU, 64 on a GPU, an engine's best",
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", help="CPU threads.", show_default="all cores this process may use")
@@ -63,11 +70,11 @@ def check_batch_size(batch_size: int | None) -> None:
         raise UsageError(f"--batch-size {batch_size}: expected 1 to 4096")
 
 
-def chosen_batch_size(batch_size: int | None, device: str) -> int:
-    """`--batch-size` or its default for the device."""
+def chosen_batch_size(batch_size: int | None, embedder: Embedder) -> int:
+    """`--batch-size` or its default for the model and its device."""
     from geoinfer.batch.predict import CPU_BATCH, GPU_BATCH
 
-    return batch_size or (CPU_BATCH if device == "cpu" else GPU_BATCH)
+    return batch_size or embedder.best_batch or (CPU_BATCH if embedder.device == "cpu" else GPU_BATCH)
 
 
 def check_written(files: dict[str, Path], inputs: Iterable[str], made: Path) -> None:

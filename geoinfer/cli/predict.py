@@ -59,10 +59,23 @@ def predict(
     device: options.Device = "auto",
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
-    k: Annotated[int, typer.Option("--k", help="Neighbours that an answer is made of, 1 to 100.")] = 10,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k",
+            help="Neighbours that an answer is made of, 1 to 100.",
+            show_default="what the index says, else 10",
+        ),
+    ] = None,
     aggregate: Annotated[
-        str, typer.Option("--aggregate", help="How neighbours become a place: top1, mean or density.", metavar="METHOD")
-    ] = "density",
+        str | None,
+        typer.Option(
+            "--aggregate",
+            help="How neighbours become a place: top1, mean or density.",
+            metavar="METHOD",
+            show_default="what the index says, else density",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option("--top", help="Candidates kept of each answer (.jsonl, .parquet).")] = 5,
     max_errors: options.MaxErrors = "0",
     restart: Annotated[
@@ -118,7 +131,7 @@ def predict(
             sources=tuple(sources),
             output=output,
             errors=errors,
-            batch_size=options.chosen_batch_size(batch_size, geolocator.embedder.device),
+            batch_size=options.chosen_batch_size(batch_size, geolocator.embedder),
             workers=worker_count,
             top=top,
             shard=share,
@@ -173,9 +186,9 @@ def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary)
     lines.append(f"  locations: {run.output}")
     lines.append(f"  errors:    {error_line(run.errors, summary.failures)}")
     if not geolocator.calibrated:
+        why = geolocator.why_not_calibrated
         lines.append(
-            "  The index has too few references, or of too few occasions, to know how far off an answer is: radius_km "
-            "is the whole Earth."
+            f"  {why[0].upper()}{why[1:]}. How far off an answer is cannot be told, and radius_km is the whole Earth."
         )
     return lines
 

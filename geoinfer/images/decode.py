@@ -14,6 +14,7 @@ import functools
 import glob
 import io
 import logging
+import math
 import os
 import re
 import struct
@@ -509,12 +510,13 @@ def _resize(
     size = preprocessing.size
     width, height = oriented_size(*(full_size or image.size), orientation)
     box = (0.0, 0.0, float(width), float(height))
-    if preprocessing.resize == "crop":
+    if preprocessing.resize != "squash":
         # As "resize the shorter side to `size`, round the longer, cut the centre" does, in one step.
+        whole = math.floor if preprocessing.resize == "crop_floor" else round
         scaled = (
-            (size, max(size, round(height * size / width)))
+            (size, max(size, whole(height * size / width)))
             if width <= height
-            else (max(size, round(width * size / height)), size)
+            else (max(size, whole(width * size / height)), size)
         )
         left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
         sx, sy = width / scaled[0], height / scaled[1]

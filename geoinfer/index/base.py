@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MAX_K: Final = 100
-"""The largest number of neighbours an answer may be made of: as many as calibration looks at."""
-
 _RANKED_AT_ONCE: Final = 32
+_SUMMED_AT_ONCE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,22 @@ class ReferenceIndex(Protocol):
 
         Raises:
             ValueError: shape or dtype differ, k < 1, or a query has a NaN.
+        """
+        ...
+
+    def probabilities(self, queries: NDArray[np.float32], ids: NDArray[np.int64], scale: float) -> NDArray[np.float64]:
+        """How probable some references are among all: the softmax of `scale` times the similarity.
+
+        Args:
+            queries: (q, dim) float32, unit rows; q may be 0.
+            ids: (q, c) int64, rows of `References`.
+            scale: above 0; the larger, the more of the whole goes to the most similar.
+
+        Returns:
+            (q, c) float64; over all references a row sums to 1.
+
+        Raises:
+            ValueError: shape or dtype differ, or a query has a NaN.
         """
         ...
 
@@ -109,6 +123,36 @@ def rank(
         similarities[some] = np.einsum("qd,qcd->qc", queries[some].astype(np.float64), chosen)
     order = np.lexsort((candidates, -similarities), axis=1)[:, :k]
     return Neighbors(np.take_along_axis(candidates, order, axis=1), np.take_along_axis(similarities, order, axis=1))
+
+
+def softmax_over_all(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], ids: NDArray[np.int64], scale: float
+) -> NDArray[np.float64]:
+    """See `ReferenceIndex.probabilities`.
+
+    Sums in float64, over blocks of references, with the largest exponent so far taken out of the sum, so that no scale
+    makes it overflow or vanish.
+
+    Args:
+        queries: (q, d) float32.
+        vectors: (n, d) float32.
+        ids: (q, c) int64, rows of `vectors`.
+        scale: above 0.
+    """
+    wide = queries.astype(np.float64)
+    largest = np.full(len(wide), -np.inf)
+    total = np.zeros(len(wide))
+    for start in range(0, len(vectors), _SUMMED_AT_ONCE):
+        exponents = wide @ vectors[start : start + _SUMMED_AT_ONCE].astype(np.float64).T
+        exponents *= scale
+        larger = np.maximum(largest, exponents.max(axis=1))
+        exponents -= larger[:, None]
+        total = total * np.exp(largest - larger) + np.exp(exponents, out=exponents).sum(axis=1)
+        largest = larger
+    result = np.empty(ids.shape)
+    for row, chosen in enumerate(ids):
+        result[row] = np.exp(scale * (vectors[chosen].astype(np.float64) @ wide[row]) - largest[row]) / total[row]
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,3 +38,13 @@ class ExactIndex:
         if not parts:
             return rank(queries, self._vectors, everyone[:0], min(k, self.size))
         return Neighbors(np.concatenate([p.ids for p in parts]), np.concatenate([p.similarities for p in parts]))
+
+    def probabilities(self, queries: NDArray[np.float32], ids: NDArray[np.int64], scale: float) -> NDArray[np.float64]:
+        """See `ReferenceIndex.probabilities`."""
+        check_queries(queries, self.dim, 1)
+        result = np.empty(ids.shape)
+        for row, (query, chosen) in enumerate(zip(queries, ids, strict=True)):
+            exponents = scale * (self._vectors.astype(np.float64) @ query.astype(np.float64))
+            weights = np.exp(exponents - exponents.max())
+            result[row] = weights[chosen] / weights.sum()
+        return result

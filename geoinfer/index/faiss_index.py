@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from geoinfer.errors import IndexFolderError, MissingPackageError
-from geoinfer.index.base import Neighbors, check_queries, check_vectors, rank
+from geoinfer.index.base import Neighbors, check_queries, check_vectors, rank, softmax_over_all
 from geoinfer.machine import available_cores
 
 if TYPE_CHECKING:
@@ -125,6 +125,13 @@ class FaissFlatIndex:
         if found < self.size:
             self._resolve_ties(queries, k, found, similarities, neighbors)
         return neighbors
+
+    def probabilities(self, queries: NDArray[np.float32], ids: NDArray[np.int64], scale: float) -> NDArray[np.float64]:
+        """See `ReferenceIndex.probabilities`."""
+        check_queries(queries, self.dim, 1)
+        if len(queries) != len(ids):
+            raise ValueError(f"{len(queries)} queries and references of {len(ids)}")
+        return softmax_over_all(queries, self._vectors, ids, scale)
 
     def _resolve_ties(
         self,

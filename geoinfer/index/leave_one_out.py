@@ -1,4 +1,7 @@
-"""Each reference's neighbours among the others: what calibration learns from, made once when an index is built."""
+"""What calibration learns from, made once when an index is built: neighbours of photos whose place is known.
+
+They are the references themselves, each among the others; or, where the references are no photos, other labelled ones.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from geoinfer.geodesy import haversine_km
+from geoinfer.answer import MAX_K
+from geoinfer.geodesy import as_coordinates, haversine_km
 from geoinfer.images.near_duplicates import NEAR_DUPLICATE_BITS, hash_distances
-from geoinfer.index.base import MAX_K
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from geoinfer.index.base import References
+    from geoinfer.index.base import ReferenceIndex, References
     from geoinfer.index.faiss_index import FaissFlatIndex
 
 MAX_ROWS: Final = 2000
@@ -31,17 +34,32 @@ _BATCH: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class LeaveOneOut:
-    """Neighbours of a sample of the references, found without the reference itself and without its relatives.
+    """Neighbours of photos whose place is known.
+
+    Of a sample of the references, found without the reference itself and without its relatives; or of photos outside
+    the index.
 
     Attributes:
-        rows: (m,) int64, which references.
+        rows: (m,) int64, which references; -1 for photos outside the index.
         ids: (m, c) int64, their neighbours, the most similar first, padded with -1; c is at most `MAX_K`.
         similarities: (m, c) float32, padded with 0.
+        places: (m, 2) float64 degrees, where they were taken; None where all are references, whose places are known.
     """
 
     rows: NDArray[np.int64]
     ids: NDArray[np.int64]
     similarities: NDArray[np.float32]
+    places: NDArray[np.float64] | None = None
+
+    @classmethod
+    def empty(cls) -> LeaveOneOut:
+        """Of no photos: for an index whose references are none, and that is not calibrated."""
+        return cls(np.empty(0, np.int64), np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
+
+    def true_places(self, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(m, 2) degrees, where the photos were taken, given the places (n, 2) of the references."""
+        places: NDArray[np.float64] = coordinates[self.rows] if self.places is None else self.places
+        return places
 
 
 def leave_one_out(index: FaissFlatIndex, references: References, *, max_rows: int = MAX_ROWS) -> LeaveOneOut:
@@ -73,6 +91,34 @@ def leave_one_out(index: FaissFlatIndex, references: References, *, max_rows: in
         if len(short) and size > MAX_K + _SPARE:
             ids[short], similarities[short] = _search(index, relatives, rows[short], min(_WIDE, size), columns)
     return LeaveOneOut(rows, ids, similarities)
+
+
+def held_out_photos(
+    index: ReferenceIndex,
+    embeddings: NDArray[np.float32],
+    places: NDArray[np.float64],
+    *,
+    max_rows: int = MAX_ROWS,
+) -> LeaveOneOut:
+    """Searches for labelled photos that are no references: what an index of other things than photos learns from.
+
+    Args:
+        index: of all references.
+        embeddings: (m, dim) float32, unit rows, of the photos.
+        places: (m, 2) degrees, where they were taken.
+        max_rows: at most so many photos, drawn with a fixed seed.
+
+    Raises:
+        ValueError: shapes differ, or a value is not finite or out of range.
+    """
+    places = as_coordinates(places)
+    if len(places) != len(embeddings):
+        raise ValueError(f"{len(embeddings)} embeddings for {len(places)} places")
+    if len(places) > max_rows:
+        chosen = np.sort(np.random.default_rng(0).choice(len(places), max_rows, replace=False))
+        embeddings, places = embeddings[chosen], places[chosen]
+    neighbors = index.search(embeddings, MAX_K)
+    return LeaveOneOut(np.full(len(places), -1, np.int64), neighbors.ids, neighbors.similarities, places)
 
 
 class _Relatives:

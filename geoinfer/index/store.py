@@ -3,11 +3,12 @@
 manifest.json          format version, size, embedder identity, checksums
 vectors.faiss          the embeddings, as a FAISS index
 references.parquet     id, latitude, longitude, source, attribution, sequence, digests
-leave_one_out.npz      neighbours of a sample of the references among the others, for calibration
+leave_one_out.npz      neighbours of photos whose place is known, for calibration
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from geoinfer.answer import Answer
 from geoinfer.backends.base import EmbedderIdentity
 from geoinfer.bundle import check_files, describe_files, is_bundle, read_manifest
 from geoinfer.errors import IndexFolderError, InputError, OutputError
@@ -39,6 +41,7 @@ COVERAGE_LEVEL: Final = 6
 
 _VECTORS, _REFERENCES, _LEAVE_ONE_OUT = "vectors.faiss", "references.parquet", "leave_one_out.npz"
 _DIGEST_BYTES: Final = 32
+_LARGEST_SCALE: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,13 @@ class IndexManifest:
         size: number of references.
         embedder: which embedder made the embeddings.
         geocells: number of S2 cells of level 6 with at least one reference.
-        calibrated_on: number of references that calibration learns from.
-        fingerprint: SHA-256 over the checksums of all files; two indexes with the same one answer the same.
+        calibrated_on: number of photos that calibration learns from.
+        fingerprint: SHA-256 over the checksums of all files and the scale; two indexes with the same one, asked in the
+            same way, answer the same.
         files: name to {"bytes", "sha256"}.
+        answer: how to answer where nobody says otherwise; None for the general defaults.
+        logit_scale: what similarities are multiplied by before the softmax that makes probabilities of them; None where
+            they have no such meaning.
     """
 
     kind: str
@@ -62,6 +69,8 @@ class IndexManifest:
     calibrated_on: int
     fingerprint: str
     files: dict[str, dict[str, Any]]
+    answer: Answer | None = None
+    logit_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,14 @@ class StoredIndex:
 
 
 def write_index(
-    folder: Path, vectors: NDArray[np.float32], references: References, embedder: EmbedderIdentity
+    folder: Path,
+    vectors: NDArray[np.float32],
+    references: References,
+    embedder: EmbedderIdentity,
+    *,
+    calibration: LeaveOneOut | None = None,
+    answer: Answer | None = None,
+    logit_scale: float | None = None,
 ) -> IndexManifest:
     """Writes an index; the folder appears whole or not at all.
 
@@ -85,15 +101,22 @@ def write_index(
         vectors: (n, dim) float32, unit rows.
         references: n of them, in the same order.
         embedder: what made the vectors.
+        calibration: what to learn errors from; the references, each among the others, if left out. Where they are no
+            photos, `held_out_photos` of others, or `LeaveOneOut.empty()`.
+        answer: how to answer where nobody says otherwise.
+        logit_scale: see `IndexManifest`.
 
     Raises:
-        ValueError: nothing to index, or lengths or dimensions differ.
+        ValueError: nothing to index, lengths or dimensions differ, or the scale is not above 0 and at most a million.
         OutputError: the folder exists or cannot be written.
     """
     if len(references) != len(vectors):
         raise ValueError(f"{len(vectors)} embeddings for {len(references)} references")
     if os.path.lexists(folder):
         raise OutputError(f"{folder}: exists already")
+    extras: dict[str, Any] = {} if answer is None else {"answer": answer.as_dict()}
+    if logit_scale is not None:
+        extras["logit_scale"] = _checked_scale(logit_scale)
     index = FaissFlatIndex(vectors)
     if index.dim != embedder.dim:
         raise ValueError(f"embeddings of {index.dim} dimensions from an embedder of {embedder.dim}")
@@ -103,13 +126,8 @@ def write_index(
         temporary.mkdir(parents=True)
         index.write(temporary / _VECTORS)
         _write_references(temporary / _REFERENCES, references)
-        held_out = leave_one_out(index, references)
-        np.savez(
-            temporary / _LEAVE_ONE_OUT,
-            rows=held_out.rows.astype(np.int32),
-            ids=held_out.ids.astype(np.int32),
-            similarities=held_out.similarities,
-        )
+        held_out = leave_one_out(index, references) if calibration is None else calibration
+        _write_leave_one_out(temporary / _LEAVE_ONE_OUT, held_out)
         write_json(
             temporary / "manifest.json",
             {
@@ -121,6 +139,7 @@ def write_index(
                 "geocells": len(np.unique(cell_ids(references.coordinates, COVERAGE_LEVEL))),
                 "calibrated_on": len(held_out.rows),
                 "files": describe_files(temporary, [_VECTORS, _REFERENCES, _LEAVE_ONE_OUT]),
+                **extras,
             },
         )
         for name in (_VECTORS, _REFERENCES, _LEAVE_ONE_OUT):
@@ -160,14 +179,18 @@ def read_index_manifest(folder: Path, *, verify: bool = False) -> IndexManifest:
     if missing:
         raise IndexFolderError(f"{folder}/manifest.json: does not list {', '.join(sorted(missing))}")
     try:
+        answer = Answer.from_dict(values["answer"]) if "answer" in values else None
+        scale = _checked_scale(values["logit_scale"]) if "logit_scale" in values else None
         manifest = IndexManifest(
             kind=str(values["kind"]),
             size=int(values["size"]),
             embedder=EmbedderIdentity.from_dict(values["embedder"]),
             geocells=int(values["geocells"]),
             calibrated_on=int(values["calibrated_on"]),
-            fingerprint=_fingerprint(files),
+            fingerprint=_fingerprint(files, scale),
             files=files,
+            answer=answer,
+            logit_scale=scale,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else error
@@ -202,7 +225,7 @@ def open_index(folder: Path) -> StoredIndex:
         )
     if len(held_out.rows) != manifest.calibrated_on:
         raise IndexFolderError(
-            f"{folder / _LEAVE_ONE_OUT}: holds {len(held_out.rows)} references, manifest.json says "
+            f"{folder / _LEAVE_ONE_OUT}: holds {len(held_out.rows)} photos, manifest.json says "
             f"{manifest.calibrated_on}",
             hint="build the index again",
         )
@@ -221,10 +244,19 @@ def _remove_leftovers(temporary: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fingerprint(files: dict[str, Any]) -> str:
+def _fingerprint(files: dict[str, Any], scale: float | None) -> str:
     import hashlib
 
-    return hashlib.sha256("".join(files[name]["sha256"] for name in sorted(files)).encode()).hexdigest()
+    parts = [files[name]["sha256"] for name in sorted(files)] + ([] if scale is None else [repr(scale)])
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _checked_scale(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"logit_scale is {value!r}; expected a number")
+    if not 0 < value <= _LARGEST_SCALE:  # NaN compares false
+        raise ValueError(f"logit_scale is {value!r}; expected a number above 0, at most {_LARGEST_SCALE:g}")
+    return float(value)
 
 
 def _schema() -> Any:
@@ -298,10 +330,22 @@ def _digests(column: Any) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(column.to_pylist()), np.uint8).reshape(-1, _DIGEST_BYTES)
 
 
+def _write_leave_one_out(path: Path, held_out: LeaveOneOut) -> None:
+    arrays: dict[str, Any] = {
+        "rows": held_out.rows.astype(np.int32),
+        "ids": held_out.ids.astype(np.int32),
+        "similarities": held_out.similarities,
+    }
+    if held_out.places is not None:
+        arrays["places"] = held_out.places
+    np.savez(path, **arrays)
+
+
 def _read_leave_one_out(path: Path, size: int) -> LeaveOneOut:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             rows, ids, similarities = arrays["rows"], arrays["ids"], arrays["similarities"]
+            places = arrays["places"] if "places" in arrays.files else None
     except Exception as error:  # zipfile, zlib, struct, tokenize: each raises its own for damaged bytes
         raise IndexFolderError(f"{path}: damaged: {error}", hint="build the index again") from error
     fits = (
@@ -310,10 +354,20 @@ def _read_leave_one_out(path: Path, size: int) -> LeaveOneOut:
         and ids.ndim == 2
         and len(rows) == len(ids)
         and ids.shape == similarities.shape
-        and bool(((rows >= 0) & (rows < size)).all())
+        and bool(((rows >= (0 if places is None else -1)) & (rows < size)).all())
         and bool(((ids >= -1) & (ids < size)).all())
         and bool(np.isfinite(similarities).all())
+        and (places is None or _are_places(places, len(rows)))
     )
     if not fits:
         raise IndexFolderError(f"{path}: does not belong to this index", hint="build the index again")
-    return LeaveOneOut(rows.astype(np.int64), ids.astype(np.int64), similarities)
+    return LeaveOneOut(rows.astype(np.int64), ids.astype(np.int64), similarities, places)
+
+
+def _are_places(values: NDArray[Any], count: int) -> bool:
+    if values.dtype != np.float64 or values.shape != (count, 2):
+        return False
+    with contextlib.suppress(ValueError):
+        as_coordinates(values)
+        return True
+    return False

@@ -211,14 +211,14 @@ class TestRefuses:
         with pytest.raises(ModelError, match=r"m\.onnx"):
             open_embedder(path, "cpu")
 
-    def test_no_file_a_folder_and_an_engine(self, tmp_path: Path) -> None:
+    def test_no_file_a_folder_and_something_else(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no such model"):
             open_embedder(tmp_path / "none.onnx", "cpu")
         with pytest.raises(ModelError, match="a folder"):
             open_embedder(tmp_path, "cpu")
-        (tmp_path / "vit.trt").write_bytes(b"plan")
-        with pytest.raises(ModelError, match=r"not an \.onnx model"):
-            open_embedder(tmp_path / "vit.trt", "cpu")
+        (tmp_path / "vit.pt").write_bytes(b"weights")
+        with pytest.raises(ModelError, match=r"not an \.onnx model or a \.trt engine"):
+            open_embedder(tmp_path / "vit.pt", "cpu")
 
 
 class TestDevices:

@@ -35,6 +35,7 @@ class FakeEmbedder:
     def __init__(self, *, device: str = "cpu", size: int = 2) -> None:
         self.identity = EmbedderIdentity("fake", 3, Preprocessing(size=size))
         self.device, self.device_reason, self.fingerprint = device, "fake", "0" * 64
+        self.best_batch, self.calls_at_once = None, 1
         self.batches: list[int] = []
         self.concurrent = self.most_concurrent = 0
         self.lock = threading.Lock()

@@ -206,6 +206,22 @@ def test_it_never_runs_far_ahead_of_its_consumer(kit, batch_size, workers, block
     assert {buffer.shape for buffer in buffers.values()} == {(batch_size, 2, 2, 3)}
 
 
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_gpu_gets_as_many_calls_at_once_as_it_gains_by(kit, calls):
+    embedder = kit.FakeEmbedder(device="cuda:0")
+    embedder.calls_at_once = calls
+    together = threading.Barrier(calls)
+    embedder.hook = lambda _: together.wait(30)  # breaks if fewer ever come together
+
+    def prepare(source, pixels):
+        kit.paint(pixels, int(source.path))
+
+    with Pipeline(sources(24), embedder, prepare, lambda _: None, batch_size=2, workers=2) as pipeline:
+        order = [int(source.path) for block in pipeline for source in block.sources]
+    assert order == list(range(24))
+    assert embedder.most_concurrent == calls
+
+
 def test_the_pixels_of_a_slow_model_are_bounded(kit):
     """Embedding is held up: decoding stops at its bound instead of filling the memory."""
     gate, full = threading.Event(), threading.Event()

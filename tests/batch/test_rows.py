@@ -75,9 +75,21 @@ def test_candidates_are_kept_in_their_order():
     pair = tuple(Candidate(f"r{n}", 1.23456789 + n, 2.0, 0.987654321 - n, "src") for n in range(2))
     row = ok_row(b"p", **ok_numbers, candidates=pair)
     assert row["candidates"] == [
-        {"reference": "r0", "latitude": 1.234568, "longitude": 2.0, "similarity": 0.987654, "source": "src"},
-        {"reference": "r1", "latitude": 2.234568, "longitude": 2.0, "similarity": -0.012346, "source": "src"},
-    ]
+        {"reference": "r0", "latitude": 1.234568, "longitude": 2.0, "similarity": 0.987654, "source": "src",
+         "probability": None},
+        {"reference": "r1", "latitude": 2.234568, "longitude": 2.0, "similarity": -0.012346, "source": "src",
+         "probability": None},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("probability", "written"),
+    [(None, None), (0.0, 0.0), (1.0, 1.0), (0.123456789, 0.123457), (1.23456789e-7, 1.23457e-07), (1e-300, 1e-300)],
+)
+def test_small_probabilities_keep_their_digits(probability, written):
+    candidate = Candidate("r", 1.0, 2.0, 0.5, "src", probability)
+    (found,) = ok_row(b"p", **ok_numbers, candidates=(candidate,))["candidates"]
+    assert found["probability"] == written
 
 
 @pytest.mark.parametrize(("size", "shown"), [(-1, ""), (0, 0), (77, 77)])

@@ -115,6 +115,7 @@ def test_jsonl(tmp_path):
             "longitude": -2.5,
             "similarity": 0.5,
             "source": 'a "source"',
+            "probability": None,
         }
         assert row["candidates"] == [candidate] * want[4]
 

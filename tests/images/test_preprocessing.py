@@ -24,7 +24,7 @@ positive_triples = st.tuples(*[st.floats(1e-3, 10)] * 3)
 valid = st.builds(
     Preprocessing,
     size=st.integers(1, 4096),
-    resize=st.sampled_from(["crop", "squash"]),
+    resize=st.sampled_from(["crop", "crop_floor", "squash"]),
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
     mean=triples,
     std=positive_triples,
@@ -55,7 +55,7 @@ def test_parse_imagenet_is_the_published_mean_and_std() -> None:
         ("size=4097", "1 to 4096"),
         ("size=-1", "1 to 4096"),
         ("size=224.5", "whole number"),
-        ("size=224,resize=stretch", "crop, squash"),
+        ("size=224,resize=stretch", "crop, crop_floor, squash"),
         ("size=224,interpolation=area", "lanczos"),
         ("size=224,colour=bgr", "rgb"),
         ("size=224,mean=0.5", "three numbers"),

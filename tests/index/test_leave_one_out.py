@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from geoinfer.images.near_duplicates import NEAR_DUPLICATE_BITS
-from geoinfer.index import MAX_K, FaissFlatIndex, References
+from geoinfer.index import MAX_K, FaissFlatIndex, References, held_out_photos
 from geoinfer.index.leave_one_out import MAX_ROWS, leave_one_out
 
 
@@ -207,3 +207,46 @@ def test_exactly_as_many_as_asked_are_all_taken():
     index, references = FaissFlatIndex(vectors), references_of(12)
     assert leave_one_out(index, references, max_rows=12).rows.tolist() == list(range(12))
     assert len(leave_one_out(index, references, max_rows=11).rows) == 11
+
+
+class TestPhotosOutsideTheIndex:
+    def test_all_references_may_be_their_neighbors(self):
+        # One of the photos looks exactly like a reference, and stands where it does: nothing is left out for that.
+        vectors = unit(np.random.default_rng(3), 30, 6)
+        queries, places = vectors[[4, 9]], np.array([(1.0, 2.0), (-3.0, 180.0)])
+        held_out = held_out_photos(FaissFlatIndex(vectors), queries, places)
+        assert held_out.rows.tolist() == [-1, -1]
+        assert held_out.places.tolist() == places.tolist()
+        for query, ids, similarities in zip(queries, held_out.ids, held_out.similarities, strict=True):
+            products = [float(np.dot(query.astype(np.float64), row.astype(np.float64))) for row in vectors]
+            assert ids.tolist() == sorted(range(30), key=lambda i: (-np.float32(products[i]), i))
+            assert similarities == pytest.approx([products[i] for i in ids], abs=1e-6)
+        assert held_out.ids[:, 0].tolist() == [4, 9]
+
+    def test_as_many_neighbors_as_calibration_looks_at(self):
+        vectors = unit(np.random.default_rng(3), MAX_K + 20, 6)
+        assert held_out_photos(FaissFlatIndex(vectors), vectors[:3], np.zeros((3, 2))).ids.shape == (3, MAX_K)
+
+    def test_of_many_photos_a_sample_is_drawn(self):
+        vectors = unit(np.random.default_rng(3), 12, 6)
+        queries = unit(np.random.default_rng(4), 50, 6)
+        places = np.stack([np.arange(50.0), np.arange(50.0)], axis=1)
+        held_out = held_out_photos(FaissFlatIndex(vectors), queries, places, max_rows=20)
+        drawn = held_out.places[:, 0].astype(int).tolist()
+        assert drawn == sorted(set(drawn))
+        assert len(drawn) == 20
+        best = (queries.astype(np.float64) @ vectors.astype(np.float64).T).argmax(axis=1)
+        assert held_out.ids[:, 0].tolist() == best[drawn].tolist()
+        again = held_out_photos(FaissFlatIndex(vectors), queries, places, max_rows=20)
+        assert again.places.tolist() == held_out.places.tolist()
+
+    def test_none(self):
+        vectors = unit(np.random.default_rng(3), 12, 6)
+        held_out = held_out_photos(FaissFlatIndex(vectors), vectors[:0], np.empty((0, 2)))
+        assert (held_out.ids.shape, held_out.places.shape) == ((0, 12), (0, 2))
+
+    @pytest.mark.parametrize("places", [[(0, 0)], [(0, 0)] * 3, [(91, 0), (0, 0)], [(0, float("nan")), (0, 0)]])
+    def test_places_that_make_no_sense(self, places):
+        vectors = unit(np.random.default_rng(3), 12, 6)
+        with pytest.raises(ValueError, match=r"places|coordinates"):
+            held_out_photos(FaissFlatIndex(vectors), vectors[:2], np.array(places, float))

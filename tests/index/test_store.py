@@ -20,7 +20,17 @@ from hypothesis import strategies as st
 from geoinfer.backends.base import EmbedderIdentity
 from geoinfer.errors import GeoInferError, IndexFolderError, InputError, OutputError
 from geoinfer.images import Preprocessing
-from geoinfer.index import ExactIndex, FaissFlatIndex, References, open_index, read_index_manifest, write_index
+from geoinfer.index import (
+    Answer,
+    ExactIndex,
+    FaissFlatIndex,
+    LeaveOneOut,
+    References,
+    held_out_photos,
+    open_index,
+    read_index_manifest,
+    write_index,
+)
 from geoinfer.index import store as store_module
 
 FILES = ("leave_one_out.npz", "references.parquet", "vectors.faiss")
@@ -445,7 +455,119 @@ class TestManifest:
 
     def test_calibration_that_disagrees(self, folder):
         rewrite(folder, calibrated_on=N - 1)
-        refused(folder, "leave_one_out.npz", f"holds {N} references", f"manifest.json says {N - 1}")
+        refused(folder, "leave_one_out.npz", f"holds {N} photos", f"manifest.json says {N - 1}")
+
+    @pytest.mark.parametrize("answer", [None, 1, "top1", [], {}, {"k": 1}, {"k": 0, "aggregate": "top1"},
+                                        {"k": 101, "aggregate": "top1"}, {"k": "1", "aggregate": "top1"},
+                                        {"k": 1, "aggregate": "best"}, {"k": 1, "aggregate": ["top1"]}])  # fmt: skip
+    def test_an_answer_that_makes_no_sense(self, folder, answer):
+        rewrite(folder, answer=answer)
+        refused(folder, "manifest.json", "damaged", "expected")
+
+    @pytest.mark.parametrize("scale", [None, "1", True, [], 0, 0.0, -1, -1e-9, 1.1e6, 10**400, 1e400, -1e400, math.nan])
+    def test_a_scale_that_makes_no_sense(self, folder, scale):
+        rewrite(folder, logit_scale=scale)
+        refused(folder, "manifest.json", "logit_scale")
+
+    @pytest.mark.parametrize("scale", [1, 1e-9, 39.687, 1_000_000])
+    def test_a_scale_that_does(self, folder, scale):
+        rewrite(folder, logit_scale=scale, answer={"k": 1, "aggregate": "top1"})
+        manifest = open_index(folder).manifest
+        assert (manifest.logit_scale, manifest.answer) == (scale, Answer(1, "top1"))
+        assert isinstance(manifest.logit_scale, float)
+
+
+class TestWhatAnIndexMaySay:
+    """Optional: an index without says nothing of it, and its bytes are as they always were."""
+
+    def test_an_index_of_photos_says_nothing(self, good):
+        manifest = read_index_manifest(good)
+        assert (manifest.answer, manifest.logit_scale) == (None, None)
+        assert sorted(manifest_of(good)) == [
+            "calibrated_on", "embedder", "files", "format", "geocells", "kind", "size", "version",
+        ]  # fmt: skip
+        with np.load(good / "leave_one_out.npz") as arrays:
+            assert sorted(arrays.files) == ["ids", "rows", "similarities"]
+        # As it was before there were such things.
+        digests = "".join(manifest.files[name]["sha256"] for name in sorted(FILES))
+        assert manifest.fingerprint == hashlib.sha256(digests.encode()).hexdigest()
+        assert open_index(good).leave_one_out.places is None
+
+    def test_what_is_said_comes_back(self, tmp_path):
+        manifest = write_index(tmp_path / "i", *contents(), EMBEDDER, answer=Answer(7, "mean"), logit_scale=12.5)
+        assert (manifest.answer, manifest.logit_scale) == (Answer(7, "mean"), 12.5)
+        assert manifest_of(tmp_path / "i")["answer"] == {"aggregate": "mean", "k": 7}
+        # It says nothing of the calibration, which is that of photos.
+        assert manifest.calibrated_on == N
+
+    @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf, 2e6])
+    def test_what_makes_no_sense_is_not_written(self, tmp_path, scale):
+        with pytest.raises(ValueError, match="logit_scale"):
+            write_index(tmp_path / "i", *contents(), EMBEDDER, logit_scale=scale)
+        assert os.listdir(tmp_path) == []
+
+    def test_labelled_photos_outside_the_index(self, tmp_path):
+        vectors, references = contents()
+        rng = np.random.default_rng(8)
+        queries, places = unit(rng, 6, DIM), rng.uniform([-90, -180], [90, 180], (6, 2))
+        places[0], places[1] = (90, 180), (-90, -180)
+        write_index(
+            tmp_path / "i", vectors, references, EMBEDDER,
+            calibration=held_out_photos(FaissFlatIndex(vectors), queries, places),
+        )  # fmt: skip
+        stored = open_index(tmp_path / "i")
+        held_out = stored.leave_one_out
+        assert stored.manifest.calibrated_on == 6
+        assert held_out.rows.tolist() == [-1] * 6
+        assert held_out.places.tobytes() == places.tobytes()
+        assert held_out.true_places(references.coordinates) is held_out.places
+        wanted = ExactIndex(vectors).search(queries, N)
+        assert held_out.ids.tolist() == wanted.ids.tolist()
+        assert held_out.similarities.tolist() == wanted.similarities.tolist()
+
+    def test_no_calibration_at_all(self, tmp_path):
+        manifest = write_index(tmp_path / "i", *contents(), EMBEDDER, calibration=LeaveOneOut.empty())
+        assert manifest.calibrated_on == 0
+        assert len(open_index(tmp_path / "i").leave_one_out.rows) == 0
+
+    def arrays(self, **changes) -> dict:
+        arrays = {
+            "rows": np.full(3, -1, np.int32),
+            "ids": np.zeros((3, 2), np.int32),
+            "similarities": np.zeros((3, 2), np.float32),
+            "places": np.array([(1.0, 2.0), (90.0, -180.0), (-90.0, 180.0)]),
+        }
+        return {name: value for name, value in {**arrays, **changes}.items() if value is not None}
+
+    def put(self, folder, **changes):
+        np.savez(folder / "leave_one_out.npz", **self.arrays(**changes))
+        rewrite(folder, calibrated_on=3)
+
+    def test_places_that_fit(self, folder):
+        self.put(folder)
+        assert open_index(folder).leave_one_out.places.tolist() == [[1, 2], [90, -180], [-90, 180]]
+        self.put(folder, rows=np.array([-1, 0, N - 1], np.int32))
+        assert open_index(folder).leave_one_out.rows.tolist() == [-1, 0, N - 1]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"places": None},  # of photos outside the index nothing else says where they were taken
+            {"places": np.zeros((2, 2))},
+            {"places": np.zeros((3, 3))},
+            {"places": np.zeros(3)},
+            {"places": np.zeros((3, 2), np.float32)},
+            {"places": np.full((3, 2), math.nan)},
+            {"places": np.array([(1.0, 2.0), (90.1, 0.0), (0.0, 0.0)])},
+            {"places": np.array([(1.0, 2.0), (0.0, 0.0), (0.0, -180.1)])},
+            {"places": np.array([["a", "b"]] * 3)},
+            {"rows": np.full(3, -2, np.int32)},
+            {"rows": np.full(3, N, np.int32)},
+        ],
+    )
+    def test_places_that_do_not(self, folder, changes):
+        self.put(folder, **changes)
+        refused(folder, "leave_one_out.npz", "does not belong to this index")
 
 
 def rewrite_files(folder: Path, files: dict) -> None:

@@ -104,8 +104,13 @@ def normalisation_of(name: str) -> tuple[tuple[float, float, float], tuple[float
     return (a, b, c), (d, e, f)
 
 
-def check_name(name: str) -> None:
-    """Raises UsageError, with the nearest names, if timm does not know an architecture, or the tag of its weights."""
+def check_name(name: str, called: str = "model.backbone") -> None:
+    """Raises UsageError, with the nearest names, if timm does not know an architecture, or the tag of its weights.
+
+    Args:
+        name: with or without a tag.
+        called: what the error calls it.
+    """
     architecture, _, tag = name.partition(".")
     if timm.is_model(name):
         try:
@@ -113,14 +118,14 @@ def check_name(name: str) -> None:
         except RuntimeError as error:
             tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
             raise UsageError(
-                f"model.backbone is {name!r}: timm {timm.__version__} has no weights {tag!r} of {architecture}",
+                f"{called} is {name!r}: timm {timm.__version__} has no weights {tag!r} of {architecture}",
                 hint=f"it has {', '.join(tags)}" if tags else "leave the tag out",
             ) from error
         return
     known = timm.list_models()
     near = difflib.get_close_matches(architecture, known, n=3)
     raise UsageError(
-        f"model.backbone is {name!r}, which timm {timm.__version__} does not know",
+        f"{called} is {name!r}, which timm {timm.__version__} does not know",
         hint=f"near it are {', '.join(near)}" if near else "timm.list_models() names them all",
     )
 

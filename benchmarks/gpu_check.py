@@ -1,0 +1,299 @@
+"""Everything that only a GPU can show, in one run, as one table: `make gpu-check`.
+
+    python benchmarks/gpu_check.py [--only tests training embed engines faiss predict] [--save]
+
+- tests: those marked `gpu`.
+- training: images a second of ViT-B/16 and ResNet50 beside the plain loop (`bench_training.py`).
+- embed: ONNX Runtime's CUDA and TensorRT providers and TensorRT engines by batch size, with the roofline
+  (`bench_embed.py`).
+- engines: for every flavour of TensorRT that is installed, `geoinfer engine build` of the shipped model and of a
+  ViT-B/16 in fp16 (random weights), with the parity that the command finds on the device.
+- faiss: a million references on the GPU and on the CPU: the same ids, and queries a second.
+- predict: `geoinfer predict` from JPEGs to the CSV, by the CPU, ONNX Runtime's CUDA provider and each engine.
+
+What fails or cannot run takes its own line of the table and nothing else; the exit status is 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from common import CHECKOUT, RESULTS, machine, make_photos, save
+
+from geoinfer.bundle import SHIPPED
+from geoinfer.engines.flavors import installed_flavors
+from geoinfer.engines.gpu import find_gpu
+from geoinfer.errors import GeoInferError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Row = tuple[str, str, str]
+"""What, outcome (`ok`, `FAILED`, `not run`), figures or the reason."""
+
+VIT = "vit_base_patch16_224"
+REFERENCES, DIM, QUERIES = 1_000_000, 256, 4096
+
+
+@dataclass
+class Check:
+    """Where the steps work, and what they have in common."""
+
+    folder: Path
+    slug: str
+    """Name of the device, as part of a file's name."""
+
+    def result(self, name: str) -> str:
+        return f"{name}-{self.slug}"
+
+
+def main() -> None:
+    options = parse()
+    try:
+        gpu = find_gpu()
+    except GeoInferError as error:
+        print(f"gpu_check: {error}\n  {error.hint}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(Path(folder), re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-"))
+        for name in options.only:
+            print(f"== {name}", flush=True)
+            began = time.perf_counter()
+            try:
+                rows += STEPS[name](check)
+            except Exception as error:  # noqa: BLE001 - one step that breaks must not cost the others
+                traceback.print_exc()
+                rows.append((name, "FAILED", first_line(str(error))))
+            print(f"== {name}: {time.perf_counter() - began:.0f} s", flush=True)
+        slug = check.slug
+    about = machine()
+    major, minor = gpu.compute_capability
+    head = f"{gpu.name}, compute capability {major}.{minor}, {gpu.memory_bytes / 2**30:.0f} GiB; {about['cpu']}, "
+    head += f"{about['cores']} cores; " + ", ".join(f"{n} {v}" for n, v in versions().items())
+    table = "\n".join(
+        [head, "", "| check | outcome | figures |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    )
+    print(f"\n{table}")
+    if options.save:
+        path = save(f"gpu-check-{slug}", {"machine": about, "device": gpu.name, "versions": versions(), "rows": rows})
+        path.with_suffix(".md").write_text(table + "\n")
+    if any(outcome == "FAILED" for _, outcome, _ in rows):
+        raise SystemExit(1)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/gpu-check-DEVICE.{json,md}")
+    return parser.parse_args()
+
+
+def versions() -> dict[str, str]:
+    """Of what decides GPU figures."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("torch", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "faiss-gpu", "cuda-python"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def tests(check: Check) -> Iterator[Row]:
+    report = check.folder / "tests.xml"
+    done = run("-m", "pytest", "-m", "gpu", "-q", "-rs", f"--junitxml={report}", fails=True)
+    counts = ET.parse(report).getroot().find("testsuite").attrib  # type: ignore[union-attr]
+    bad = int(counts["failures"]) + int(counts["errors"])
+    skipped = int(counts["skipped"])
+    passed = int(counts["tests"]) - bad - skipped
+    outcome = "FAILED" if bad or done.returncode not in (0, 5) or not passed else "ok"
+    yield "tests marked gpu", outcome, f"{passed} passed, {bad} failed, {skipped} skipped"
+
+
+def training(check: Check) -> Iterator[Row]:
+    for backbone, train, batch, memory in (
+        (VIT, "last:4", 400, ("64", "128", "256", "400")),
+        ("resnet50", "layer3+layer4", 128, ("64", "128", "256")),
+    ):
+        name = check.result(f"training-{backbone}")
+        run(
+            "benchmarks/bench_training.py", "--device", "cuda", "--backbone", backbone, "--train", train,
+            "--batch-size", str(batch), "--count", "2000", "--steps", "20", "--memory-batches", *memory, "--save", name,
+        )  # fmt: skip
+        result = json.loads((RESULTS / f"{name}.json").read_text())
+        ours, waiting = (float(np.median(result[key]["ours"])) for key in ("images_per_second", "waiting_share"))
+        ratio = float(np.median(result["ratio"]))
+        memory_gib = max(result["memory_mib"].values()) / 1024
+        yield (
+            f"training, {backbone}, batches of {batch}",
+            "ok",
+            f"{ours:.0f} images/s, {ratio:.2f} times the plain loop, {100 * waiting:.1f} % waiting for data, "
+            f"{memory_gib:.1f} GiB",
+        )
+
+
+def embed(check: Check) -> Iterator[Row]:
+    name = check.result("embed")
+    run("benchmarks/bench_embed.py", "--device", "cuda", "--save", name)
+    yield "embedding by provider and batch", "ok", f"benchmarks/results/{name}.md"
+
+
+def engines(check: Check) -> Iterator[Row]:
+    for flavor, model, engine in engine_jobs(check):
+        what = f"engine build, {flavor}, {model.stem}"
+        done = geoinfer("engine", "build", str(model), "--out", str(engine), "--flavor", flavor, fails=True)
+        if done.returncode:
+            yield what, "FAILED", first_line(done.stderr)
+            continue
+        sidecar = json.loads(engine.with_name(f"{engine.name}.json").read_text())
+        parity = (sidecar["parity"] or {}).get("engine") or {}
+        yield (
+            what,
+            "ok" if parity else "FAILED",
+            f"{sidecar['build_seconds']:.1f} s, {sidecar['engine']['bytes'] / 1e6:.0f} MB, min cosine with the CPU "
+            f"{parity.get('min_cosine', 'not measured')}",
+        )
+    if not installed_flavors():
+        yield "engine build", "not run", "neither tensorrt nor tensorrt-rtx is installed"
+
+
+def engine_jobs(check: Check) -> Iterator[tuple[str, Path, Path]]:
+    """Each flavour that is installed, with each model and the engine that it becomes."""
+    for flavor in installed_flavors():
+        for model in (SHIPPED / "model.onnx", vit_model(check)):
+            yield flavor, model, check.folder / f"{model.stem}-{flavor}.trt"
+
+
+def vit_model(check: Check) -> Path:
+    """A ViT-B/16 in fp16 with random weights; made once."""
+    path = check.folder / "vit-fp16.onnx"
+    if not path.is_file():
+        run("-m", "export", "backbone", VIT, "--weights", "none", "--precision", "fp16", "--out", str(path))
+    return path
+
+
+def faiss(_: Check) -> Iterator[Row]:
+    from geoinfer.index.faiss_index import FaissFlatIndex, import_faiss
+
+    library = import_faiss()
+    if not hasattr(library, "StandardGpuResources"):
+        yield "FAISS on the GPU", "not run", "this FAISS was built without GPU support"
+        return
+    vectors, queries = clustered(REFERENCES), clustered(QUERIES, seed=1)
+    on_cpu = FaissFlatIndex(vectors)
+    resources = library.StandardGpuResources()
+    flat = library.GpuIndexFlatIP(resources, DIM)
+    flat.add(vectors)
+    similarities, ids = flat.search(queries, 10)
+    expected = on_cpu.search(queries, 10)
+    # Sums are grouped otherwise, so references about as similar may change places.
+    tied = np.abs(similarities - expected.similarities) < 1e-5
+    same = (ids == expected.ids) | tied
+    rates = {}
+    for where, search in (("GPU", lambda: flat.search(queries, 10)), ("CPU", lambda: on_cpu.search(queries, 10))):
+        times = [seconds(search) for _ in range(3)]
+        rates[where] = QUERIES / float(np.median(times))
+    yield (
+        f"FAISS flat, {REFERENCES:,} x {DIM}, batches of {QUERIES}",
+        "ok" if same.all() else "FAILED",
+        f"ids equal up to ties in {100 * same.mean():.2f} %, GPU {rates['GPU']:.0f} queries/s, CPU {rates['CPU']:.0f}",
+    )
+
+
+def predict(check: Check) -> Iterator[Row]:
+    photos = check.folder / "photos"
+    if not photos.is_dir():
+        make_photos(photos, "web", 4000)
+    index = str(SHIPPED / "index")
+    model = SHIPPED / "model.onnx"
+    runs: list[tuple[str, Path, str]] = [("CPU", model, "cpu"), ("ONNX Runtime, CUDA", model, "cuda")]
+    for flavor in installed_flavors():
+        engine = check.folder / f"model-{flavor}.trt"
+        if not engine.is_file():
+            geoinfer("engine", "build", str(model), "--out", str(engine), "--flavor", flavor)
+        runs.append((f"engine, {flavor}", engine, "auto"))
+    answers: dict[str, list[list[str]]] = {}
+    for name, engine, device in runs:
+        output, summary = check.folder / f"{name}.csv", check.folder / f"{name}.json"
+        done = geoinfer(
+            "predict", str(photos), "--engine", str(engine), "--index", index, "--device", device, "--output",
+            str(output), "--summary-json", str(summary), "--restart", fails=True,
+        )  # fmt: skip
+        what = f"geoinfer predict, web photos, {name}"
+        if done.returncode:
+            yield what, "FAILED", first_line(done.stderr)
+            continue
+        figures = json.loads(summary.read_text())
+        answers[name] = [line.split(",")[2:4] for line in output.read_text().splitlines()[1:]]
+        differ = sum(a != b for a, b in zip(answers[name], answers.get("CPU", answers[name]), strict=True))
+        yield (
+            what,
+            "ok",
+            f"{figures['images_per_second']:.0f} photos/s on {figures['device']}; {differ} of {figures['inputs']} "
+            "answers differ from the CPU's in the sixth decimal or before",
+        )
+
+
+STEPS: dict[str, Callable[[Check], Iterator[Row]]] = {
+    "tests": tests,
+    "training": training,
+    "embed": embed,
+    "engines": engines,
+    "faiss": faiss,
+    "predict": predict,
+}
+
+
+def clustered(count: int, seed: int = 0) -> np.ndarray:
+    """(count, DIM) float32 unit rows around a thousand centres, as embeddings of places are; white noise is not."""
+    centres = np.random.default_rng(7).standard_normal((1000, DIM), dtype=np.float32)
+    rng = np.random.default_rng(seed)
+    rows = centres[rng.integers(len(centres), size=count)] + 0.7 * rng.standard_normal((count, DIM), dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def geoinfer(*arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
+    return run("-m", "geoinfer", *arguments, fails=fails)
+
+
+def run(*arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
+    """Python in the checkout, its output shown when it has ended; raises unless it may fail."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False, env=os.environ.copy()
+    )
+    print(done.stdout, end="")
+    print(done.stderr, end="", file=sys.stderr)
+    if done.returncode and not fails:
+        raise RuntimeError(f"{' '.join(arguments[:3])}: {first_line(done.stderr) or f'exit {done.returncode}'}")
+    return done
+
+
+def first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else ""
+
+
+if __name__ == "__main__":
+    main()

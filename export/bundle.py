@@ -1,0 +1,410 @@
+"""Model and index, and engines if there are any, become a bundle: the folder that `geoinfer predict --engine` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from geoinfer.answer import DEFAULT_ANSWER
+from geoinfer.backends import EmbedderIdentity, open_embedder
+from geoinfer.backends.onnx_runtime import model_metadata
+from geoinfer.batch.lock import OutputLock
+from geoinfer.bundle import BUNDLE_FORMAT, MANIFEST_NAME, Bundle, open_bundle, write_bundle_manifest
+from geoinfer.calibration import GEOSCORE_SCALE_KM, leave_one_out_errors_km
+from geoinfer.engines.sidecar import check_engine_file, read_sidecar, sidecar_path
+from geoinfer.errors import GeoInferError, InputError, MismatchError, ModelError, OutputError, UsageError
+from geoinfer.images import Preprocessing
+from geoinfer.index import open_index, read_index_manifest
+from geoinfer.integrity import sync_file, sync_folder, temporary_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from geoinfer.index import StoredIndex
+
+MODEL: Final = "model.onnx"
+INDEX: Final = "index"
+ATTRIBUTION: Final = "ATTRIBUTION.md"
+RADII_KM: Final = (1, 25, 200, 750, 2500)
+"""Those of OpenStreetView-5M: street, city, region, country, continent."""
+
+_MOST_POINTS: Final = 5000.0  # of the GeoScore
+_MOST_SOURCES: Final = (
+    1000  # lines of ATTRIBUTION.md; where nearly every photo has its own, the table is the better list
+)
+_CHUNK_BYTES: Final = 1 << 20
+_NOT_STATED: Final = "NOASSERTION"
+
+
+@dataclass(frozen=True, slots=True)
+class BundleParts:
+    """What a bundle is made of.
+
+    Attributes:
+        model: an ONNX model with geoinfer's metadata.
+        index: folder of a reference index that this model made.
+        engines: TensorRT engines of the same embedder, each with its sidecar beside it.
+        name: short; the output folder's if empty.
+        description: one line; made from the model's source and the index's size if empty.
+        notice: one line that every run with the bundle shows; may be empty.
+        licences: part (`model.onnx`, `index`, an engine's file name) to terms; of a part that is left out, what the
+            model's metadata and the index's attributions say.
+        attribution: text of ATTRIBUTION.md; made from the model's metadata and the index's sources if None.
+    """
+
+    model: Path
+    index: Path
+    engines: tuple[Path, ...] = ()
+    name: str = ""
+    description: str = ""
+    notice: str = ""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    attribution: str | None = None
+
+
+def write_bundle(parts: BundleParts, output: Path, *, force: bool = False) -> Bundle:
+    """Checks that the parts were made for one another, copies them, and writes the manifest.
+
+    The folder appears whole or not at all. What is there already is replaced only if it is a bundle and `force` is set,
+    and only when the new one is whole.
+
+    Args:
+        parts: what goes into it.
+        output: the bundle's folder.
+        force: replace a bundle that is there.
+
+    Raises:
+        UsageError: a text has several lines, or two engines have one name.
+        InputError: a part is missing or cannot be read.
+        ModelError, IndexFolderError: a part is damaged, or lacks what a bundle needs.
+        MismatchError: model, index and engines are not of one embedder.
+        OutputError: the output exists and must not be replaced, or cannot be written.
+    """
+    check_bundle_output(output, force=force)
+    _check_texts(parts)
+    made_by = read_index_manifest(parts.index, verify=True).embedder
+    model_sha256 = _check_model(parts, made_by)
+    for engine in _by_name(parts.engines).values():
+        _check_engine(engine, made_by)
+    stored = open_index(parts.index)
+    output = Path(os.path.realpath(output))  # a link is followed, not replaced
+    building = temporary_name(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with OutputLock(output.with_name(f".{output.name}.lock"), output):
+            if not output.exists() and _has_manifest(_replaced(output)):
+                _replaced(output).replace(output)  # a kill came between the two renames of `_exchange`
+            check_bundle_output(output, force=force)
+            shutil.rmtree(building, ignore_errors=True)
+            try:
+                building.mkdir()
+                _fill(building, parts, stored, output, model_sha256)
+                _exchange(building, output)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        if isinstance(error, GeoInferError):
+            raise
+        raise _unwritable(output, error) from error
+    return open_bundle(output)
+
+
+def check_bundle_output(output: Path, *, force: bool) -> None:
+    """What `write_bundle` asks of its output, for who has long work to do before it.
+
+    Raises:
+        OutputError: the output exists and is no bundle, or is one and `force` is not set.
+        UsageError: it has no name.
+    """
+    output = Path(os.path.realpath(output))
+    if not output.name:
+        raise UsageError(f"--out {output}: expected the name of a new folder")
+    if not os.path.lexists(output):
+        return
+    if not _has_manifest(output):
+        raise OutputError(f"{output}: exists and is not a bundle, so it is not replaced", hint="choose another --out")
+    if not force:
+        raise OutputError(f"{output}: exists already", hint="choose another --out, or --force to replace it")
+
+
+def read_attribution(path: Path) -> str:
+    """Text for `BundleParts.attribution`; raises InputError if it cannot be read or is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected text in UTF-8") from error
+
+
+def leave_one_out_figures(stored: StoredIndex) -> dict[str, Any] | None:
+    """How well an index locates the photos that its calibration learns from, in its own way of answering.
+
+    Returns:
+        Plain values: `count`, `k`, `aggregate`, `median_km`, `mean_km`, `within_percent` (radius in km to percent) and
+        `geoscore`; None where there are no such photos.
+    """
+    answer = stored.manifest.answer or DEFAULT_ANSWER
+    errors_km = leave_one_out_errors_km(stored.leave_one_out, stored.references.coordinates, answer.aggregate, answer.k)
+    if len(errors_km) == 0:
+        return None
+    return {
+        "count": len(errors_km),
+        **answer.as_dict(),
+        "median_km": round(float(np.median(errors_km)), 1),
+        "mean_km": round(float(errors_km.mean()), 1),
+        "within_percent": {str(radius): round(float((errors_km < radius).mean()) * 100, 1) for radius in RADII_KM},
+        "geoscore": round(float(np.exp(-errors_km / GEOSCORE_SCALE_KM).mean()) * _MOST_POINTS),
+    }
+
+
+def _check_texts(parts: BundleParts) -> None:
+    for option, text in (("--name", parts.name), ("--description", parts.description), ("--notice", parts.notice)):
+        if len(text.splitlines()) > 1:
+            raise UsageError(f"{option}: expected one line")
+    known = {MODEL, INDEX, *_by_name(parts.engines)}
+    for part in parts.licences:
+        if part not in known:
+            raise UsageError(
+                f"--licence {part}=…: the bundle has no such part", hint=f"its parts are {', '.join(sorted(known))}"
+            )
+
+
+def _check_model(parts: BundleParts, made_by: EmbedderIdentity) -> str:
+    """Opens the model and tries it out; returns its SHA-256."""
+    if parts.model.suffix.lower() == ".trt":
+        raise UsageError(
+            f"--model {parts.model}: expected an ONNX model", hint="an engine goes with --engine, beside it"
+        )
+    try:
+        with open_embedder(parts.model, "cpu") as embedder:
+            identity, sha256 = embedder.identity, embedder.fingerprint
+    except InputError as error:
+        raise InputError(str(error), hint="--model takes an .onnx model") from error
+    except ModelError as error:
+        hint = error.hint
+        if "--preprocessing" in hint or "--engine" in hint:
+            hint = "a bundle takes an .onnx model whose metadata say what it is: make one with `python -m export onnx`"
+        raise ModelError(str(error), hint=hint) from error
+    if identity != made_by:
+        raise MismatchError(
+            f"the index {parts.index} was made by {made_by}, but the model {parts.model} is {identity}",
+            hint=f"build the index again with `geoinfer index build --engine {parts.model} …`",
+        )
+    return sha256
+
+
+def _check_engine(engine: Path, made_by: EmbedderIdentity) -> None:
+    sidecar = read_sidecar(engine)
+    check_engine_file(engine, sidecar)
+    identity = EmbedderIdentity(sidecar.identity, sidecar.dim, Preprocessing.from_dict(sidecar.preprocessing))
+    if identity != made_by:
+        raise MismatchError(
+            f"the engine {engine} is of {identity}, but model and index are of {made_by}",
+            hint="build it from this model: geoinfer engine build MODEL.onnx --out ENGINE.trt",
+        )
+
+
+def _by_name(engines: tuple[Path, ...]) -> dict[str, Path]:
+    """Engines by the name that they have in the bundle."""
+    named: dict[str, Path] = {}
+    for engine in engines:
+        if engine.suffix.lower() != ".trt":
+            raise UsageError(f"--engine {engine}: expected a .trt engine")
+        if engine.name in named:
+            raise UsageError(f"--engine {engine}: there is another of this name", hint="rename one, and its sidecar")
+        named[engine.name] = engine
+    return named
+
+
+def _fill(building: Path, parts: BundleParts, stored: StoredIndex, output: Path, model_sha256: str) -> None:
+    sources = {MODEL: parts.model}
+    sources |= {f"{INDEX}/{name}": parts.index / name for name in ("manifest.json", *stored.manifest.files)}
+    for name, engine in _by_name(parts.engines).items():
+        sidecar = sidecar_path(engine)
+        sources |= {name: engine, sidecar.name: sidecar}
+    _check_space(building, sources, output)
+    (building / INDEX).mkdir()
+    for name, original in sources.items():
+        _copy(original, building / name)
+    metadata = _metadata_of_copy(building / MODEL, parts.model)
+    (building / ATTRIBUTION).write_text(
+        _attribution(metadata, stored) if parts.attribution is None else parts.attribution, encoding="utf-8"
+    )
+    source = metadata.get("geoinfer.source") or stored.manifest.embedder.name
+    write_bundle_manifest(
+        building,
+        name=parts.name or output.name,
+        description=parts.description or f"{source}, with an index of {stored.manifest.size} references",
+        notice=parts.notice,
+        licences=_licences(parts, metadata, stored),
+        metrics=_metrics(metadata, stored, parts.model),
+    )
+    for path in building.rglob("*"):
+        if path.is_file():
+            sync_file(path)
+    _check_copies(building, parts, stored, model_sha256)
+
+
+def _check_space(building: Path, sources: Mapping[str, Path], output: Path) -> None:
+    needed, free = 0, shutil.disk_usage(building).free
+    for source in sources.values():
+        try:
+            needed += source.stat().st_size
+        except OSError as error:
+            raise _unreadable(source, error) from error
+    if needed > free:
+        raise OutputError(
+            f"{output}: the bundle takes {needed / 1e6:.0f} MB, and the disk has {free / 1e6:.0f} MB left",
+            hint="make room, or choose another --out",
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies contents alone; says of which of the two an error is."""
+    try:
+        reading = source.open("rb")
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    with reading, target.open("wb") as writing:
+        while True:
+            try:
+                chunk = reading.read(_CHUNK_BYTES)
+            except OSError as error:
+                raise _unreadable(source, error) from error
+            if not chunk:
+                return
+            writing.write(chunk)
+
+
+def _metadata_of_copy(copy: Path, original: Path) -> dict[str, str]:
+    """The metadata of the model; that it opens away from its folder shows that it is one file."""
+    try:
+        return dict(model_metadata(copy)["metadata"])
+    except ModelError as error:
+        raise ModelError(
+            f"{original}: its weights lie in another file, and a bundle's model is one file",
+            hint="export it with `python -m export`, which writes one",
+        ) from error
+
+
+def _check_copies(building: Path, parts: BundleParts, stored: StoredIndex, model_sha256: str) -> None:
+    files = open_bundle(building).files
+    expected = {f"{INDEX}/{name}": described["sha256"] for name, described in stored.manifest.files.items()}
+    for name, sha256 in {MODEL: model_sha256, **expected}.items():
+        if files[name]["sha256"] != sha256:
+            raise InputError(
+                f"{name}: the copy differs from what {parts.model if name == MODEL else parts.index} held a moment ago",
+                hint="is something else writing it? try again",
+            )
+
+
+def _exchange(building: Path, output: Path) -> None:
+    """The old bundle stays until the new one is whole, so a kill costs at most the moment between two renames."""
+    old = _replaced(output)
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.replace(old)
+    try:
+        building.replace(output)
+    except BaseException:
+        if old.exists():
+            old.replace(output)
+        raise
+    sync_folder(output.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(output: Path) -> Path:
+    """Where an old bundle is while a new one takes its place."""
+    return output.with_name(f".{output.name}.replaced")
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Whether a folder is a bundle of ours, damaged perhaps: others may have files of that name too."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == BUNDLE_FORMAT
+
+
+def _licences(parts: BundleParts, metadata: Mapping[str, str], stored: StoredIndex) -> dict[str, str]:
+    terms = metadata.get("geoinfer.licence", "")
+    source = metadata.get("geoinfer.source", "")
+    stated = "licence not stated" if terms in ("", _NOT_STATED) else terms
+    model = f"{stated} ({source})" if source else stated
+    licences = {MODEL: model}
+    licences |= dict.fromkeys(_by_name(parts.engines), f"as {MODEL}")
+    attributions = sorted({text for text in stored.references.attributions if text})
+    if len(attributions) == 1 and all(stored.references.attributions):
+        licences[INDEX] = f"embeddings and coordinates of references under: {attributions[0]}"
+    elif attributions:
+        licences[INDEX] = f"embeddings and coordinates of references under several terms, see {ATTRIBUTION}"
+    else:
+        licences[INDEX] = "embeddings and coordinates of references whose terms are not stated"
+    return licences | dict(parts.licences)
+
+
+def _metrics(metadata: Mapping[str, str], stored: StoredIndex, model: Path) -> dict[str, Any]:
+    manifest = stored.manifest
+    metrics: dict[str, Any] = {
+        "index": {"kind": manifest.kind, "size": manifest.size, "geocells": manifest.geocells},
+    }
+    if "geoinfer.parity" in metadata:
+        try:
+            metrics["parity"] = json.loads(metadata["geoinfer.parity"])
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{model}: the metadata is damaged: geoinfer.parity is not JSON") from error
+    figures = leave_one_out_figures(stored)
+    if figures is not None:
+        metrics["leave_one_out"] = figures
+    return metrics
+
+
+def _attribution(metadata: Mapping[str, str], stored: StoredIndex) -> str:
+    references = stored.references
+    counts = Counter(zip(references.sources, references.attributions, strict=True))
+    rows = [
+        f"- {count} from {source or 'a source that is not named'}: {terms or 'terms not stated'}"
+        for (source, terms), count in sorted(counts.items())
+    ]
+    more = len(rows) - _MOST_SOURCES
+    if more > 0:
+        rows = [*rows[:_MOST_SOURCES], f"- and {more} more, which `references.parquet` names"]
+    terms = metadata.get("geoinfer.licence", "")
+    lines = [
+        "# Where this bundle comes from",
+        "",
+        f"`{MODEL}`: {metadata.get('geoinfer.source') or stored.manifest.embedder.name}.",
+        "Licence: " + ("not stated." if terms in ("", _NOT_STATED) else f"{terms}."),
+    ]
+    if sha256 := metadata.get("geoinfer.weights_sha256"):
+        lines.append(f"SHA-256 of the weights: {sha256}.")
+    lines += [
+        "",
+        f"`{INDEX}/`: embeddings and coordinates of {len(references)} references, and no photos; `references.parquet`",
+        "names each one's source.",
+        "",
+        *rows,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}")
+
+
+def _unwritable(output: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{output}: the bundle cannot be written: {(error.strerror or str(error)).lower()}",
+        hint="choose another --out, or make room",
+    )
