@@ -110,7 +110,7 @@ def build(
             with interrupts_raise():
                 summary = run_build(embedder, run, console)
     if not quiet:
-        for line in _lines(run, summary):
+        for line in _lines(run, summary, engine):
             answer(line)
     if limit.exceeded(summary.error, summary.inputs):
         say(failed_line(summary.error, max_errors))
@@ -187,7 +187,7 @@ app.command("build", short_help="Make an index of photos whose place is known.")
 app.command("info", short_help="Say what is in an index.")(info)
 
 
-def _lines(run: BuildOptions, summary: BuildSummary) -> list[str]:
+def _lines(run: BuildOptions, summary: BuildSummary, engine: Path | None) -> list[str]:
     from geoinfer.cli.console import duration, error_line, kilometres
 
     named = {"EXIF": "photos with GPS in their EXIF", "CSV": "a CSV"}.get(
@@ -208,5 +208,6 @@ def _lines(run: BuildOptions, summary: BuildSummary) -> list[str]:
             "  Too few references, or of too few occasions, to know how far off an answer is: radius_km will be the "
             "whole Earth."
         )
-    lines.append(f"  Use it: geoinfer predict PHOTOS --index {run.output}")
+    model = f" --engine {engine}" if engine is not None else ""
+    lines.append(f"  Use it: geoinfer predict PHOTOS{model} --index {run.output}")
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from geoinfer.errors import DeviceError, MissingPackageError
 
@@ -45,6 +45,9 @@ def cuda_runtime() -> Any:
     return runtime
 
 
+_NO_OR_OLD_DRIVER: Final = 35  # cudaErrorInsufficientDriver
+
+
 def find_gpu(ordinal: int = 0) -> Gpu:
     """The GPU `cuda:<ordinal>`.
 
@@ -78,5 +81,8 @@ def find_gpu(ordinal: int = 0) -> Gpu:
 
 
 def _reason(runtime: Any, error: Any) -> str:
+    # CUDA's own words, "driver version is insufficient", are what it says where there is no driver at all.
+    if int(error) == _NO_OR_OLD_DRIVER:
+        return "there is no NVIDIA driver, or it is older than this CUDA needs"
     _, text = runtime.cudaGetErrorString(error)
     return text.decode(errors="replace") if isinstance(text, bytes) else str(text)

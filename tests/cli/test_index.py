@@ -36,7 +36,7 @@ def test_build_writes_what_the_labels_say(build, tiny) -> None:
     assert outcome.code == 0
     assert outcome.err.startswith("device: cpu")
     assert outcome.out.startswith("Indexed 3 of 3 photos (a CSV) in ")
-    assert "Use it: geoinfer predict PHOTOS --index idx" in outcome.out
+    assert f"Use it: geoinfer predict PHOTOS --engine {tiny.model} --index idx" in outcome.out
     assert "Too few references" in outcome.out
     with open(tiny.labels, newline="") as file:
         labels = list(csv.DictReader(file))
