@@ -178,7 +178,7 @@ def _preprocessing(configuration: dict[str, Any], architecture: str) -> Preproce
         raise UsageError(f"{architecture} resizes by {mode!r}, which geoinfer does not")
     return Preprocessing(
         size=int(sides.pop()),
-        resize="squash" if mode == "squash" else "crop",
+        resize="squash" if mode == "squash" else "crop_floor",
         interpolation=configuration["interpolation"],
         mean=tuple(configuration["mean"]),
         std=tuple(configuration["std"]),

@@ -174,7 +174,7 @@ def _timm_preprocessing(name: str, configuration: Any, size: int | None) -> Prep
     interpolation = values["interpolation"]
     return Preprocessing(
         size=height if size is None else size,
-        resize="squash" if values["crop_mode"] == "squash" else "crop",
+        resize="squash" if values["crop_mode"] == "squash" else "crop_floor",
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),

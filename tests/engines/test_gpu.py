@@ -29,7 +29,9 @@ def test_none_of_this_number(monkeypatch: pytest.MonkeyPatch, ordinal: int) -> N
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize(("error", "reason"), [(35, "there is no NVIDIA driver"), (100, "CUDA error 100"), (0, "no CUDA-capable")])
+@pytest.mark.parametrize(
+    ("error", "reason"), [(35, "there is no NVIDIA driver"), (100, "CUDA error 100"), (0, "no CUDA-capable")]
+)
 def test_no_driver_or_no_gpu(monkeypatch: pytest.MonkeyPatch, error: int, reason: str) -> None:
     use(monkeypatch, FakeRuntime(error=error))
     with pytest.raises(DeviceError, match=reason) as caught:
