@@ -12,6 +12,7 @@ Importing the package imports nothing heavy: each public name is loaded when it 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from geoinfer.geolocator import Prediction as Prediction
     from geoinfer.images import Preprocessing as Preprocessing
     from geoinfer.index import open_index as open_index
+
+# Since 1.29 ONNX Runtime reports each process to its maker when it is imported, also on Linux, and keeps an identifier
+# on the disk. This is its opt-out, which counts only before it is loaded; `disable_telemetry_events` comes too late.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __version__ = "0.1.0"
 
