@@ -2,18 +2,24 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-comma := ,
 CPU := .[cpu,heic]
 DEV := .[cpu,heic,dev]
 EXPORT := .[cpu,heic,dev,train,export,rtx]
-# TENSORRT=1 adds the flavour whose libraries come from NVIDIA's own index.
-GPU := .[gpu,heic,dev,train,export,rtx$(if $(TENSORRT),$(comma)tensorrt)]
+GPU := .[gpu,heic,dev,train,export,rtx]
+# The flavour whose libraries come from NVIDIA's own index. ONNX Runtime's TensorRT provider needs 10.
+TENSORRT_10 := tensorrt>=10.7,<11
+TENSORRT_11 := tensorrt>=11
+ifneq ($(TENSORRT),)
+ifeq ($(TENSORRT_$(TENSORRT)),)
+$(error TENSORRT=$(TENSORRT): say TENSORRT=10 or TENSORRT=11, or leave it out)
+endif
+endif
 
-# uv does what pip does in a fraction of the time; where it cannot be installed, pip does it.
+# uv does what pip does in a fraction of the time; where it cannot be installed, pip does it. The second is optional.
 define install
-	@echo "installing $(1) into $(VENV)"
-	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -e "$(1)"; \
-	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -e "$(1)"; fi
+	@echo "installing $(1) $(2) into $(VENV)"
+	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -e "$(1)" $(if $(2),"$(2)"); \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -e "$(1)" $(if $(2),"$(2)"); fi
 endef
 
 .PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check gpu-tests bench bench-training toy-world bundle clean
@@ -23,7 +29,7 @@ help:
 	@echo "make test       set up the development environment, run every check and the default tests"
 	@echo "make check      format, lint, types, import contracts"
 	@echo "make test-slow  the tests that take long, with the training libraries"
-	@echo "make gpu-check  all that needs an NVIDIA GPU, as one table (TENSORRT=1: with tensorrt too)"
+	@echo "make gpu-check  all that needs an NVIDIA GPU, as one table (TENSORRT=10 or 11: with tensorrt too)"
 	@echo "make bench      the pipeline benchmark"
 	@echo "make bench-training  training beside a plain loop; make toy-world  the recipes on the toy world"
 	@echo "make bundle     make the shipped bundle again, PHOTOS=folder with photos.csv"
@@ -73,11 +79,12 @@ test-slow: setup-export
 gpu-check:
 	$(MAKE) gpu-tests VENV=.venv-gpu
 
-gpu-tests: $(VENV)/.gpu
+gpu-tests: $(VENV)/.gpu$(TENSORRT)
 	$(BIN)/python benchmarks/gpu_check.py --save
 
-$(VENV)/.gpu: $(BIN)/python pyproject.toml
-	$(call install,$(GPU))
+$(VENV)/.gpu$(TENSORRT): $(BIN)/python pyproject.toml
+	$(call install,$(GPU),$(TENSORRT_$(TENSORRT)))
+	@rm -f $(VENV)/.gpu*
 	@touch $@
 
 bench: setup-dev

@@ -121,6 +121,16 @@ class Contender:
     device: str
     embedder: Any
 
+    @property
+    def title(self) -> str:
+        return f"{self.provider}, {self.precision}"
+
+
+def skip(title: str, why: str, skipped: dict[str, str]) -> None:
+    """Notes that a contender is left out, and says so."""
+    skipped[title] = " ".join(why.split())
+    say(f"{title}: {skipped[title]}")
+
 
 def bench(name: str, options: argparse.Namespace, folder: Path, limits: dict[str, float]) -> dict[str, Any]:
     say(f"{name}: making the models")
@@ -142,13 +152,21 @@ def bench(name: str, options: argparse.Namespace, folder: Path, limits: dict[str
         limits.update({key: max(limits[key], rate) for key, rate in peaks(options.device).items()})
         for batch in options.batches:
             for position, contender in enumerate(contenders):
+                if contender.title in skipped:
+                    continue
                 row = rows.setdefault((position, batch), {"images_per_second": [], "latencies_ms": []})
-                rate, latencies = measure(contender.embedder, np.resize(photos, (batch, *photos.shape[1:])), options)
+                pixels = np.resize(photos, (batch, *photos.shape[1:]))
+                try:
+                    rate, latencies = measure(contender.embedder, pixels, options)
+                except Exception as error:  # noqa: BLE001 - one that fails must not cost what the others showed
+                    skip(contender.title, f"batch {batch}: {error}", skipped)
+                    continue
                 row["images_per_second"].append(rate)
                 row["latencies_ms"] += latencies
         say(f"{name}: round {number + 1} of {options.rounds}")
     for contender in contenders:
         contender.embedder.close()
+    rows = {key: row for key, row in rows.items() if contenders[key[0]].title not in skipped}
     result["rows"] = []
     for (position, batch), row in rows.items():
         contender = contenders[position]
@@ -254,8 +272,7 @@ def open_all(
             path, device = make()
             contenders.append(Contender(provider, precision, path, device, open_embedder(path, device)))
         except GeoInferError as error:
-            skipped[f"{provider}, {precision}"] = str(error)
-            say(f"{provider}, {precision}: {error}")
+            skip(f"{provider}, {precision}", str(error), skipped)
 
     for precision, path in paths.items():
         if options.device == "cpu":
@@ -279,9 +296,8 @@ def engine(path: Path, out: Path, flavor: str, options: argparse.Namespace) -> P
     from geoinfer.engines.build import BuildOptions, build_engine
 
     batches = sorted(options.batches)
-    build_engine(
-        path, out, BuildOptions(flavor=flavor, opt_batch=batches[len(batches) // 2], max_batch=batches[-1]), say
-    )
+    tuned = batches[len(batches) // 2]
+    build_engine(path, out, BuildOptions(flavor=flavor, opt_batch=tuned, max_batch=tuned), say)
     return out
 
 
@@ -371,7 +387,7 @@ def cpu_peaks() -> dict[str, float]:
 def gpu_peaks() -> dict[str, float]:
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = True  # as ONNX Runtime and TensorRT do in fp32
+    torch.backends.cuda.matmul.allow_tf32 = True  # as ONNX Runtime does in fp32; engines of geoinfer's do not
     side = 8192
     single = torch.randn(side, side, device="cuda")
     half, byte = single.half(), torch.randint(-127, 128, (side, side), dtype=torch.int8, device="cuda")

@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, in one run, as one table: `make gpu-check`.
 
-    python benchmarks/gpu_check.py [--only tests training embed engines faiss predict] [--save]
+    python benchmarks/gpu_check.py [--only tests training embed engines faiss predict] [--quick] [--save]
 
 - tests: those marked `gpu`.
 - training: images a second of ViT-B/16 and ResNet50 beside the plain loop (`bench_training.py`).
@@ -11,18 +11,21 @@
 - faiss: a million references on the GPU and on the CPU: the same ids, and queries a second.
 - predict: `geoinfer predict` from JPEGs to the CSV, by the CPU, ONNX Runtime's CUDA provider and each engine.
 
-What fails or cannot run takes its own line of the table and nothing else; the exit status is 1 if anything failed.
+What fails or cannot run takes its own line of the table and nothing else; each line is printed and stored as soon as
+it is known. The exit status is 1 if anything failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import xml.etree.ElementTree as ET
@@ -35,8 +38,10 @@ from common import CHECKOUT, RESULTS, machine, make_photos, save
 
 from geoinfer.bundle import SHIPPED
 from geoinfer.engines.flavors import installed_flavors
-from geoinfer.engines.gpu import find_gpu
+from geoinfer.engines.gpu import Gpu, find_gpu
+from geoinfer.engines.sidecar import read_sidecar
 from geoinfer.errors import GeoInferError
+from geoinfer.geodesy import haversine_km
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,6 +51,8 @@ Row = tuple[str, str, str]
 
 VIT = "vit_base_patch16_224"
 REFERENCES, DIM, QUERIES = 1_000_000, 256, 4096
+FAR_KM, FAR_SHARE = 25.0, 0.01
+"""So few answers may lie so far from the CPU's: neighbours about as similar change places when figures round."""
 
 
 @dataclass
@@ -53,8 +60,14 @@ class Check:
     """Where the steps work, and what they have in common."""
 
     folder: Path
-    slug: str
-    """Name of the device, as part of a file's name."""
+    gpu: Gpu
+    quick: bool
+    """Whether to show that everything works, and leave measuring it well for another time."""
+
+    @property
+    def slug(self) -> str:
+        """Name of the device, as part of a file's name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.gpu.name.lower()).strip("-")
 
     def result(self, name: str) -> str:
         return f"{name}-{self.slug}"
@@ -68,36 +81,49 @@ def main() -> None:
         print(f"gpu_check: {error}\n  {error.hint}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     rows: list[Row] = []
+    table = ""
     with tempfile.TemporaryDirectory() as folder:
-        check = Check(Path(folder), re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-"))
+        check = Check(Path(folder), gpu, options.quick)
         for name in options.only:
             print(f"== {name}", flush=True)
             began = time.perf_counter()
-            try:
-                rows += STEPS[name](check)
-            except Exception as error:  # noqa: BLE001 - one step that breaks must not cost the others
-                traceback.print_exc()
-                rows.append((name, "FAILED", first_line(str(error))))
+            for row in rows_of(name, check):
+                rows.append(row)
+                print(f"== {' | '.join(row)}", flush=True)
+                # Stored at once: what is known must survive a machine that is taken away.
+                table = as_table(check, rows)
+                if options.save:
+                    about = {"machine": machine(), "device": gpu.name, "versions": versions(), "quick": options.quick}
+                    path = save(f"gpu-check-{check.slug}", about | {"rows": rows})
+                    path.with_suffix(".md").write_text(table + "\n")
             print(f"== {name}: {time.perf_counter() - began:.0f} s", flush=True)
-        slug = check.slug
-    about = machine()
+    print(f"\n{table}")
+    if any(outcome == "FAILED" for _, outcome, _ in rows):
+        raise SystemExit(1)
+
+
+def rows_of(name: str, check: Check) -> Iterator[Row]:
+    try:
+        yield from STEPS[name](check)
+    except Exception as error:  # noqa: BLE001 - one step that breaks must not cost the others
+        traceback.print_exc()
+        yield name, "FAILED", reason(str(error))
+
+
+def as_table(check: Check, rows: list[Row]) -> str:
+    gpu, about = check.gpu, machine()
     major, minor = gpu.compute_capability
     head = f"{gpu.name}, compute capability {major}.{minor}, {gpu.memory_bytes / 2**30:.0f} GiB; {about['cpu']}, "
     head += f"{about['cores']} cores; " + ", ".join(f"{n} {v}" for n, v in versions().items())
-    table = "\n".join(
-        [head, "", "| check | outcome | figures |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
-    )
-    print(f"\n{table}")
-    if options.save:
-        path = save(f"gpu-check-{slug}", {"machine": about, "device": gpu.name, "versions": versions(), "rows": rows})
-        path.with_suffix(".md").write_text(table + "\n")
-    if any(outcome == "FAILED" for _, outcome, _ in rows):
-        raise SystemExit(1)
+    head += "; --quick" if check.quick else ""
+    cells = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
+    return "\n".join([head, "", "| check | outcome | figures |", "|---|---|---|", *(f"| {row} |" for row in cells)])
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--quick", action="store_true", help="show that everything works; figures are rough")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/gpu-check-DEVICE.{json,md}")
     return parser.parse_args()
 
@@ -132,9 +158,11 @@ def training(check: Check) -> Iterator[Row]:
         ("resnet50", "layer3+layer4", 128, ("64", "128", "256")),
     ):
         name = check.result(f"training-{backbone}")
+        count, steps, rounds = ("800", "4", "1") if check.quick else ("2000", "20", "3")
         run(
             "benchmarks/bench_training.py", "--device", "cuda", "--backbone", backbone, "--train", train,
-            "--batch-size", str(batch), "--count", "2000", "--steps", "20", "--memory-batches", *memory, "--save", name,
+            "--batch-size", str(batch), "--count", count, "--steps", steps, "--rounds", rounds,
+            "--memory-batches", *(memory[:1] if check.quick else memory), "--save", name,
         )  # fmt: skip
         result = json.loads((RESULTS / f"{name}.json").read_text())
         ours, waiting = (float(np.median(result[key]["ours"])) for key in ("images_per_second", "waiting_share"))
@@ -150,7 +178,8 @@ def training(check: Check) -> Iterator[Row]:
 
 def embed(check: Check) -> Iterator[Row]:
     name = check.result("embed")
-    run("benchmarks/bench_embed.py", "--device", "cuda", "--save", name)
+    few = ("--rounds", "1", "--seconds", "1", "--batches", "1", "64") if check.quick else ()
+    run("benchmarks/bench_embed.py", "--device", "cuda", "--save", name, *few)
     yield "embedding by provider and batch", "ok", f"benchmarks/results/{name}.md"
 
 
@@ -159,7 +188,10 @@ def engines(check: Check) -> Iterator[Row]:
         what = f"engine build, {flavor}, {model.stem}"
         done = geoinfer("engine", "build", str(model), "--out", str(engine), "--flavor", flavor, fails=True)
         if done.returncode:
-            yield what, "FAILED", first_line(done.stderr)
+            yield what, "FAILED", reason(done.stderr)
+            continue
+        if unserved(engine, check.gpu):
+            yield what, "not run", unserved(engine, check.gpu)
             continue
         sidecar = json.loads(engine.with_name(f"{engine.name}.json").read_text())
         parity = (sidecar["parity"] or {}).get("engine") or {}
@@ -171,6 +203,15 @@ def engines(check: Check) -> Iterator[Row]:
         )
     if not installed_flavors():
         yield "engine build", "not run", "neither tensorrt nor tensorrt-rtx is installed"
+
+
+def unserved(engine: Path, gpu: Gpu) -> str:
+    """Why an engine that was built without a fault is none for this GPU; empty if it is one."""
+    sidecar = read_sidecar(engine)
+    if sidecar.runs_on(gpu.compute_capability):
+        return ""
+    capabilities = ", ".join(entry.replace("+", " and later") for entry in sidecar.compute_capabilities)
+    return f"{sidecar.title} builds for compute capability {capabilities}; this is {gpu}"
 
 
 def engine_jobs(check: Check) -> Iterator[tuple[str, Path, Path]]:
@@ -219,16 +260,22 @@ def faiss(_: Check) -> Iterator[Row]:
 def predict(check: Check) -> Iterator[Row]:
     photos = check.folder / "photos"
     if not photos.is_dir():
-        make_photos(photos, "web", 4000)
+        make_photos(photos, "web", 400 if check.quick else 4000)
     index = str(SHIPPED / "index")
     model = SHIPPED / "model.onnx"
     runs: list[tuple[str, Path, str]] = [("CPU", model, "cpu"), ("ONNX Runtime, CUDA", model, "cuda")]
     for flavor in installed_flavors():
         engine = check.folder / f"model-{flavor}.trt"
         if not engine.is_file():
-            geoinfer("engine", "build", str(model), "--out", str(engine), "--flavor", flavor)
+            done = geoinfer("engine", "build", str(model), "--out", str(engine), "--flavor", flavor, fails=True)
+            if done.returncode:
+                yield f"geoinfer predict, web photos, engine, {flavor}", "FAILED", reason(done.stderr)
+                continue
+        if unserved(engine, check.gpu):
+            yield f"geoinfer predict, web photos, engine, {flavor}", "not run", unserved(engine, check.gpu)
+            continue
         runs.append((f"engine, {flavor}", engine, "auto"))
-    answers: dict[str, list[list[str]]] = {}
+    of_cpu: np.ndarray | None = None
     for name, engine, device in runs:
         output, summary = check.folder / f"{name}.csv", check.folder / f"{name}.json"
         done = geoinfer(
@@ -237,17 +284,38 @@ def predict(check: Check) -> Iterator[Row]:
         )  # fmt: skip
         what = f"geoinfer predict, web photos, {name}"
         if done.returncode:
-            yield what, "FAILED", first_line(done.stderr)
+            yield what, "FAILED", reason(done.stderr)
             continue
         figures = json.loads(summary.read_text())
-        answers[name] = [line.split(",")[2:4] for line in output.read_text().splitlines()[1:]]
-        differ = sum(a != b for a, b in zip(answers[name], answers.get("CPU", answers[name]), strict=True))
+        speed = f"{figures['images_per_second']:.0f} photos/s on {figures['device']}"
+        found = answers_of(output)
+        if name == "CPU":
+            of_cpu = found
+        if of_cpu is None:
+            yield what, "ok", f"{speed}; there are no answers of the CPU to compare with"
+            continue
+        differ, far = departures(found, of_cpu)
         yield (
             what,
-            "ok",
-            f"{figures['images_per_second']:.0f} photos/s on {figures['device']}; {differ} of {figures['inputs']} "
-            "answers differ from the CPU's in the sixth decimal or before",
+            "FAILED" if far > FAR_SHARE * len(found) else "ok",
+            f"{speed}; of {len(found)} answers {differ} differ from the CPU's, {far} by more than {FAR_KM:g} km",
         )
+
+
+def answers_of(output: Path) -> np.ndarray:
+    """(n, 2) degrees, as a run wrote them; NaN for a photo that failed."""
+    with output.open(newline="") as file:
+        rows = [(row["latitude"] or "nan", row["longitude"] or "nan") for row in csv.DictReader(file)]
+    return np.array(rows, np.float64).reshape(-1, 2)
+
+
+def departures(found: np.ndarray, expected: np.ndarray) -> tuple[int, int]:
+    """How many answers are others at all, and how many lie far off; a photo that only one located is far off."""
+    if found.shape != expected.shape:
+        return max(len(found), len(expected)), max(len(found), len(expected))
+    differ = ((found != expected) & ~(np.isnan(found) & np.isnan(expected))).any(axis=1)
+    near = haversine_km(found, expected) <= FAR_KM
+    return int(differ.sum()), int((differ & ~near).sum())
 
 
 STEPS: dict[str, Callable[[Check], Iterator[Row]]] = {
@@ -279,20 +347,34 @@ def geoinfer(*arguments: str, fails: bool = False) -> subprocess.CompletedProces
 
 
 def run(*arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
-    """Python in the checkout, its output shown when it has ended; raises unless it may fail."""
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False, env=os.environ.copy()
-    )
-    print(done.stdout, end="")
-    print(done.stderr, end="", file=sys.stderr)
+    """Python in the checkout, its output shown as it comes; raises unless it may fail."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        errors="replace", env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    heard: dict[str, list[str]] = {"stdout": [], "stderr": []}
+
+    def pass_on(name: str) -> None:
+        for line in getattr(process, name):
+            heard[name].append(line)
+            print(line, end="", file=getattr(sys, name), flush=True)
+
+    threads = [threading.Thread(target=pass_on, args=(name,)) for name in heard]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done = subprocess.CompletedProcess(arguments, process.wait(), *("".join(lines) for lines in heard.values()))
     if done.returncode and not fails:
-        raise RuntimeError(f"{' '.join(arguments[:3])}: {first_line(done.stderr) or f'exit {done.returncode}'}")
+        raise RuntimeError(f"{' '.join(arguments[:3])}: {reason(done.stderr) or f'exit {done.returncode}'}")
     return done
 
 
-def first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else ""
+def reason(stderr: str) -> str:
+    """Why a command failed: what it said last as its own error, else its last line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith(("geoinfer: ", "export: "))]
+    return (own or lines or [""])[-1]
 
 
 if __name__ == "__main__":

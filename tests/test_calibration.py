@@ -359,6 +359,19 @@ class TestPhotosOutsideTheIndex:
         inside = sum(d <= r for d, r in zip(distances, radii, strict=True)) / 200
         assert 0.83 <= inside <= 0.97
 
+    def test_a_photo_with_too_few_neighbours_costs_the_others_nothing(self):
+        """It comes first: those after it keep their own true places."""
+        gallery = np.array([(0, float(i)) for i in range(12)])
+        ids = np.array([[i, *[j for j in range(12) if j != i][:9]] for i in (3, 5, 7)])
+        ids[0, 5:] = -1
+        held_out = LeaveOneOut(
+            np.full(3, -1), ids, np.tile(np.linspace(0.9, 0.1, 10, dtype=np.float32), (3, 1)),
+            np.array([(60, 60), (2, 5), (0, 8)], float),
+        )  # fmt: skip
+        degree = math.pi * 6371 / 180
+        errors = leave_one_out_errors_km(held_out, gallery, "top1", 1)
+        assert errors == pytest.approx([2 * degree, degree], rel=1e-6)
+
     def test_nothing_to_learn_from(self):
         calibration = calibrate(LeaveOneOut.empty(), np.array([(1.0, 2.0), (3.0, 4.0)]), "top1", 1)
         assert not calibration.usable

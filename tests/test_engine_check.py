@@ -29,6 +29,7 @@ class Machine:
         self.folder = folder
         self.onnx = make_model(folder / "vit.onnx")
         self.batches: list[int] = []
+        self.best_batch = 8
         self.engine: Any = lambda pixels: expected(pixels).astype(np.float32)
         self.lines: list[str] = []
         self.gpu: Gpu | Exception = Gpu(0, "NVIDIA A10", (8, 6), 1)
@@ -77,7 +78,7 @@ def test_an_engine_that_gives_the_same(machine: Machine) -> None:
     assert found["min_cosine"] == pytest.approx(1, abs=1e-6)
     assert found["pictures"] == 16
     assert found["against"].startswith("onnxruntime ")
-    assert machine.batches == [1, 2, 3, 10]
+    assert machine.batches == [1, 2, 3, 10, 17]
     assert machine.lines[0].startswith("checked on NVIDIA A10: 16 drawn pictures, smallest cosine 1.000000")
 
 
@@ -97,17 +98,30 @@ def turned(pixels: np.ndarray, row: int, cosine: float) -> np.ndarray:
      ("int8", 0.975, False)],
 )  # fmt: skip
 def test_the_worst_picture_decides(machine: Machine, precision: str, cosine: float, passes: bool) -> None:
-    machine.engine = lambda pixels: turned(pixels, 9, cosine)  # only the last batch has ten
+    # Only the last of the small batches has ten.
+    machine.engine = lambda pixels: turned(pixels, 9 if len(pixels) == 10 else 99, cosine)
     if passes:
         found = machine.check(precision=precision)
         assert found is not None
         assert found["min_cosine"] == pytest.approx(cosine, abs=1e-5)
         return
-    with pytest.raises(ModelError, match="failed its check: on picture 16 of 16") as caught:
+    with pytest.raises(ModelError, match="failed its check: on picture 16 of 16, in a small batch") as caught:
         machine.check(precision=precision)
     assert f"a cosine of {cosine:.4f}" in str(caught.value)
     assert "nothing was written" in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(("row", "picture"), [(0, 1), (7, 8), (15, 16), (16, 1), (128, 1)])
+@pytest.mark.parametrize("best", [8, 64])
+def test_full_batches_count_as_the_small_ones_do(machine: Machine, row: int, picture: int, best: int) -> None:
+    """Two full lanes and a rest: what only they get wrong is found, wherever it is."""
+    machine.best_batch = best
+    row = min(row, 2 * best)
+    machine.engine = lambda pixels: turned(pixels, row if len(pixels) == 2 * best + 1 else 10**6, 0.9)
+    with pytest.raises(ModelError, match=f"picture {picture} of 16, in a call of {2 * best + 1}, its embedding"):
+        machine.check()
+    assert machine.batches[-1] == 2 * best + 1
 
 
 def test_embeddings_that_are_no_numbers_fail(machine: Machine) -> None:
@@ -119,7 +133,7 @@ def test_embeddings_that_are_no_numbers_fail(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("gpu", "changes", "line"),
     [
-        (DeviceError("no NVIDIA GPU can be used here: none"), {}, "not checked: no GPU here (no NVIDIA"),
+        (DeviceError("no NVIDIA GPU can be used here: none"), {}, "not checked: no NVIDIA GPU"),
         (MissingPackageError("no cuda-python"), {}, "not checked: no cuda-python"),
         (Gpu(0, "NVIDIA H100", (9, 0), 1), {}, "not checked: "),
         (Gpu(0, "NVIDIA A10", (8, 6), 1), {"platform": "linux-aarch64"}, "not checked: "),

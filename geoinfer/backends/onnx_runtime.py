@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from geoinfer.backends.base import (
 from geoinfer.errors import DeviceError, GeoInferError, MissingPackageError, ModelError
 from geoinfer.images.preprocessing import Preprocessing
 from geoinfer.integrity import sha256_of
+from geoinfer.model_metadata import check_metadata, embedding_length
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,9 +145,11 @@ class OnnxRuntimeEmbedder:
             )
         if needed:
             _load_cuda(self._ort)
+        if kind == "tensorrt":
+            _load_tensorrt()
         try:
             session = self._ort.InferenceSession(
-                str(self._path), sess_options=options, providers=_providers(kind, ordinal)
+                _openable(self._path), sess_options=options, providers=_providers(kind, ordinal)
             )
         except Exception as error:
             if kind != "cpu" and not _is_model_fault(error):
@@ -159,8 +163,9 @@ class OnnxRuntimeEmbedder:
             ) from error
         # It falls back to the CPU without a word when a provider cannot start; the session knows what it got.
         if needed and needed not in session.get_providers():
+            wants = ", or no TensorRT 10" if kind == "tensorrt" else ""
             raise DeviceError(
-                f"--device {self.device}: {needed} did not start (no GPU, driver or CUDA?)",
+                f"--device {self.device}: {needed} did not start (no GPU, driver or CUDA{wants}?)",
                 hint="`geoinfer doctor` shows the devices; --device cpu runs without one",
             )
         session.disable_fallback()
@@ -190,14 +195,10 @@ class OnnxRuntimeEmbedder:
     def _read_identity(self, given: Preprocessing | None) -> EmbedderIdentity:
         metadata = self._session.get_modelmeta().custom_metadata_map
         stored = metadata.get("geoinfer.preprocessing")
-        dim = self._session.get_outputs()[0].shape[1]
-        if not isinstance(dim, int):
-            try:
-                dim = int(metadata["geoinfer.dim"])
-            except (KeyError, ValueError):
-                raise ModelError(
-                    f"{self._path}: neither the graph nor the metadata says how long an embedding is"
-                ) from None
+        hint = "export it again with `python -m export`"
+        check_metadata(self._path, metadata, hint)
+        declared = self._session.get_outputs()[0].shape[1]
+        dim = embedding_length(self._path, declared if isinstance(declared, int) else -1, metadata, hint)
         if stored is None:
             if given is None:
                 raise ModelError(
@@ -246,7 +247,7 @@ def model_metadata(path: Path) -> dict[str, Any]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(_openable(path), sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(
             f"{path}: not a model that ONNX Runtime can open: {_first_line(error)}",
@@ -261,12 +262,27 @@ def model_metadata(path: Path) -> dict[str, Any]:
     }
 
 
+def _openable(path: Path) -> str | bytes:
+    """A model as ONNX Runtime takes it: by name, or, where the name is not UTF-8 and it could not, by contents."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return str(path)
+
+
 def _load_cuda(ort: Any) -> None:
     """Loads CUDA and cuDNN from their Python packages, where ONNX Runtime can; else the system's are found, or not."""
     if hasattr(ort, "preload_dlls"):
         # It prints what it does not find, which the session's own error says better.
         with contextlib.redirect_stdout(io.StringIO()):
             ort.preload_dlls()
+
+
+def _load_tensorrt() -> None:
+    """Loads TensorRT from its Python package, whose libraries lie where ONNX Runtime does not look."""
+    with contextlib.suppress(ImportError, OSError):  # a system's own TensorRT needs no package
+        importlib.import_module("tensorrt")
 
 
 def _choose(available: list[str]) -> tuple[str, str]:

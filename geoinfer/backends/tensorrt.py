@@ -15,6 +15,7 @@ number of rows alone, never of time or of what was there before.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from dataclasses import replace
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FULL_LANES = 2
+_LOOK_AGAIN_S = 1.0
 
 
 class TensorRtEmbedder:
@@ -94,16 +96,16 @@ class TensorRtEmbedder:
 
         self._changed = threading.Condition()
         self._enqueueing = threading.Lock()
-        self._closed = False
-        self._lent = 0
-        self._tail: _Lane | None = None
-        self._idle_tail: list[_Lane] = []
-        self._idle: list[_Lane] = []
+        self._freeing = threading.Lock()
+        self._closed = self._freed = False
+        self._turns = itertools.count()
+        self._full: list[_Lane] = []
+        self._small: list[_Lane] = []
         self._plan: Plan | None = None
         self._cuda = Cuda(ordinal, when_full=when_full)
         try:
             self._plan = Plan(path, description, flavor, rebuild=rebuild, when_full=when_full)
-            self._idle = [_Lane(self._cuda, self._plan, self._batches[-1], self.identity) for _ in range(_FULL_LANES)]
+            self._full = [_Lane(self._cuda, self._plan, self._batches[-1], self.identity) for _ in range(_FULL_LANES)]
             self._try_out()
         except BaseException:
             self.close()
@@ -122,6 +124,7 @@ class TensorRtEmbedder:
         result = np.empty((len(pixels), self.dim), np.float32)
         most = self._batches[-1]
         flying: deque[tuple[_Lane, int, int]] = deque()
+        self._take_back()  # what an interrupt left with this thread
         try:
             for first in range(0, len(pixels), most):
                 chunk = pixels[first : first + most]
@@ -134,31 +137,36 @@ class TensorRtEmbedder:
             while flying:
                 self._land(flying, result)
         finally:
-            for lane, _, _ in flying:
-                lane.settle()
-                self._give_back(lane)
+            self._take_back()
         blank_rows_without_direction(self._path, result)
         return result
 
     def close(self) -> None:
-        """Waits for the calls that compute, then frees the GPU; harmless the second time."""
+        """Waits for the calls that compute, then frees the GPU; harmless the second time.
+
+        If an interrupt ends it, the next call goes on where it ended.
+        """
         with self._changed:
-            if self._closed:
-                return
             self._closed = True
             self._changed.notify_all()
-            while self._lent:
-                self._changed.wait()
-        plan, cuda = self._plan, self._cuda
-        with contextlib.suppress(DeviceError):
-            cuda.use()
-        for lane in (*self._idle, *self._idle_tail):
-            lane.close()
-        self._idle, self._idle_tail, self._tail, self._plan = [], [], None, None
-        if plan is not None:
-            plan.save_cache()
-            plan.close()
-        cuda.close()
+            while any(lane.is_used_elsewhere() for lane in (*self._full, *self._small)):
+                # Again after a while, for a thread may end without giving back what it had.
+                self._changed.wait(_LOOK_AGAIN_S)
+        with self._freeing:
+            if self._freed:
+                return
+            with contextlib.suppress(DeviceError):
+                self._cuda.use()
+            for lanes in (self._full, self._small):
+                while lanes:
+                    lanes[-1].close()
+                    lanes.pop()
+            if self._plan is not None:
+                self._plan.save_cache()
+                self._plan.close()
+                self._plan = None
+            self._cuda.close()
+            self._freed = True
 
     def __enter__(self) -> Self:
         return self
@@ -175,20 +183,20 @@ class TensorRtEmbedder:
         size = self.identity.preprocessing.size
         ramp = np.linspace(0, 255, size).astype(np.uint8)
         pixels = np.broadcast_to(ramp[:, None], (self._batches[-1], size, size, 3))
-        for lane in self._idle:
+        for lane in self._full:
             self._send(lane, pixels)
-        for lane in self._idle:
+        for lane in self._full:
             blank_rows_without_direction(self._path, lane.collect(len(pixels)))
         self._plan.save_cache()
         if self._plan.graphs_of_its_own:
             return
         try:
-            for lane in self._idle:
+            for lane in self._full:
                 lane.capture()
         except GeoInferError as error:
             # Slower by what it costs to start each kernel alone, and right all the same.
             self.device_reason += f"; without CUDA graphs: {error}"
-            for lane in self._idle:
+            for lane in self._full:
                 lane.graph = None
 
     def _lane_for(self, count: int, *, wait: bool) -> _Lane | None:
@@ -199,13 +207,15 @@ class TensorRtEmbedder:
         full = self._padded(count) == self._batches[-1]
         with self._changed:
             while not self._closed:
-                if not full and self._tail is None:
-                    self._tail = self._small_lane()
-                    self._idle_tail.append(self._tail)
-                idle = self._idle if full else self._idle_tail
+                if not full and not self._small:
+                    self._small.append(self._small_lane())
+                idle = [lane for lane in (self._full if full else self._small) if lane.owner is None]
                 if idle:
-                    self._lent += 1
-                    return idle.pop()
+                    # Each lane gets its turn.
+                    lane = min(idle, key=lambda lane: lane.turn)
+                    lane.turn = next(self._turns)
+                    lane.owner = threading.current_thread()
+                    return lane
                 if not wait:
                     return None
                 self._changed.wait()
@@ -218,11 +228,17 @@ class TensorRtEmbedder:
             self._cuda.use()
             return _Lane(self._cuda, self._plan, self._batches[-2], self.identity, fixed=False)
 
+    def _take_back(self) -> None:
+        """Makes idle what this thread has: nothing, unless something went wrong."""
+        me = threading.current_thread()
+        for lane in (*self._full, *self._small):
+            if lane.owner is me:
+                lane.settle()
+                self._give_back(lane)
+
     def _give_back(self, lane: _Lane) -> None:
         with self._changed:
-            # First in, first out: each lane gets its turn.
-            (self._idle_tail if lane is self._tail else self._idle).insert(0, lane)
-            self._lent -= 1
+            lane.owner = None
             self._changed.notify_all()
 
     def _padded(self, count: int) -> int:
@@ -247,6 +263,9 @@ class _Lane:
 
     Attributes:
         graph: a captured graph that does what the context would, or None.
+        owner: the thread that uses it, or None. The lane itself says so and nothing else does: wherever an interrupt
+            strikes, there is no second place that could disagree.
+        turn: grows with each use.
     """
 
     def __init__(self, cuda: Cuda, plan: Plan, most: int, identity: EmbedderIdentity, *, fixed: bool = True) -> None:
@@ -266,13 +285,17 @@ class _Lane:
         self._batch = most if fixed else 0
         self._shape = self._batch
         self.graph: Any = None
+        self.owner: threading.Thread | None = None
+        self.turn = -1
         with cuda.all_or_nothing():
             self._in = cuda.pinned(most * self._picture_bytes)
             self._out = cuda.pinned(most * self._row_bytes)
             self._device_in = cuda.memory(most * self._picture_bytes)
             self._device_out = cuda.memory(most * self._row_bytes)
             self._stream, self._done = cuda.stream(), cuda.event()
-            self._context: Any = plan.context(self._batch)
+            self._context: Any
+            self._config: Any
+            self._context, self._config = plan.context(self._batch)
             plan.bind(self._context, self._device_in, self._device_out)
         self._pixels = self._in.bytes.reshape(most, size, size, 3)
         self._embeddings = self._out.bytes.view(dtype).reshape(most, dim)
@@ -317,6 +340,12 @@ class _Lane:
         self.settle()
         self.graph = None
         self._context = None
+        self._config = None
+
+    def is_used_elsewhere(self) -> bool:
+        """Whether a thread other than this one uses it."""
+        owner = self.owner
+        return owner is not None and owner is not threading.current_thread() and owner.is_alive()
 
     def _enqueue(self) -> None:
         self._plan.enqueue(self._context, self._stream)

@@ -60,7 +60,6 @@ class Plan:
         self._log = _log_of(flavor)
         self._log.faults.clear()
         self._engine: Any = None
-        self._configs: list[Any] = []
         self._cache: Any = None
         # A hidden engine is one that is being built and tried out, to be renamed or removed.
         self._cache_path = None if path.name.startswith(".") else path.with_name(f"{path.name}.cache")
@@ -80,8 +79,8 @@ class Plan:
             self.close()
             raise
 
-    def context(self, batch: int) -> Any:
-        """What runs the engine, one batch at a time; its memory is taken now.
+    def context(self, batch: int) -> tuple[Any, Any]:
+        """What runs the engine, one batch at a time, and what must live as long; its memory is taken now.
 
         Args:
             batch: pictures at once; 0 if that changes from call to call.
@@ -90,15 +89,13 @@ class Plan:
             ModelError, DeviceError: TensorRT cannot make it.
         """
         with self._saying("TensorRT cannot prepare the engine"):
-            if self._flavor.name == TENSORRT_RTX:
-                context = self._engine.create_execution_context(self._config())
-            else:
-                context = self._engine.create_execution_context()
+            config = self._config() if self._flavor.name == TENSORRT_RTX else None
+            context = self._engine.create_execution_context(*(() if config is None else (config,)))
         if context is None:
             raise self.error("TensorRT cannot prepare the engine")
         if batch:
             self.reshape(context, batch)
-        return context
+        return context, config
 
     def reshape(self, context: Any, batch: int) -> None:
         """Tells a context how many pictures come at once."""
@@ -139,7 +136,6 @@ class Plan:
 
     def close(self) -> None:
         """Frees the engine; the contexts must be gone before."""
-        self._configs.clear()
         self._cache = None
         self._engine = None
         self._runtime = None
@@ -192,7 +188,6 @@ class Plan:
         """
         api = self._flavor.api
         config = self._engine.create_runtime_config()
-        self._configs.append(config)
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             with contextlib.suppress(OSError):

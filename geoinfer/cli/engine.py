@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geoinfer.cli.options import Quiet  # noqa: TC001 - typer reads annotations at run time
-from geoinfer.errors import EXIT_OK, InputError, UsageError
+from geoinfer.errors import EXIT_INTERRUPTED, EXIT_OK, InputError, UsageError
 
 if TYPE_CHECKING:
     from geoinfer.engines.build import BuildOptions
@@ -52,7 +52,7 @@ def build(
         int | None, typer.Option("--opt-batch", help="Batch it is tuned for.", show_default="64, or the nearest")
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option("--max-batch", help="Largest batch.", show_default="256, or --opt-batch if larger")
+        int | None, typer.Option("--max-batch", help="Largest batch, for other programs.", show_default="--opt-batch")
     ] = None,
     workspace: Annotated[
         str | None,
@@ -93,7 +93,7 @@ def build(
     \b
     Examples:
       geoinfer engine build vit.onnx --out vit.trt
-      geoinfer engine build vit.onnx --max-batch 128 --workspace 4GiB
+      geoinfer engine build vit.onnx --opt-batch 128 --workspace 4GiB
       geoinfer predict ./photos --engine vit.trt --index my-index
 
     Needs TensorRT and nothing else. Precision is the model's own: export it with --precision fp16 for a fast engine.
@@ -130,13 +130,18 @@ def build(
             say(line)
 
     def check(engine: Path, sidecar: Sidecar) -> dict[str, Any] | None:
-        with interrupts_raise():  # what was written aside is removed then
-            return check_engine(engine, sidecar, onnx, photos=photos, device=ordinal, report=tell)
+        return check_engine(engine, sidecar, onnx, photos=photos, device=ordinal, report=tell)
 
-    sidecar = build_engine(onnx, out, run, tell, check)
+    # While TensorRT is at work a signal ends the process, for no exception reaches it; then files must be removed.
+    try:
+        sidecar = build_engine(onnx, out, run, tell, check, writing=interrupts_raise)
+    except KeyboardInterrupt:
+        say("geoinfer: interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if not quiet:
         answer(f"Built {out} ({sidecar.engine.bytes / 1e6:.1f} MB) in {_duration(sidecar.build_seconds)}.")
-        answer(f"  Use it: geoinfer predict PHOTOS --engine {model if bundle is not None else out}")
+        use = f"{out} --index INDEX" if bundle is None else model
+        answer(f"  Use it: geoinfer predict PHOTOS --engine {use}")
     raise typer.Exit(EXIT_OK)
 
 
@@ -209,12 +214,10 @@ def _batches(smallest: int, tuned: int | None, largest: int | None) -> tuple[int
     """Batch to tune for and largest batch; what is left out gives way to what is given."""
     from geoinfer.engines.description import DEFAULT_PROFILE
 
-    _, usual, most = DEFAULT_PROFILE
-    if largest is None:
-        largest = max(most, tuned or smallest)
+    _, usual, _ = DEFAULT_PROFILE
     if tuned is None:
-        tuned = max(smallest, min(usual, largest))
-    return tuned, largest
+        tuned = max(smallest, usual if largest is None else min(usual, largest))
+    return tuned, tuned if largest is None else largest
 
 
 def _ordinal(device: str) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,7 @@ from geoinfer.integrity import atomic_file, sha256_of, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 __all__ = ["BuildOptions", "build_engine", "make_logger"]
@@ -59,6 +60,7 @@ def build_engine(
     options: BuildOptions,
     report: Callable[[str], None],
     check: Callable[[Path, Sidecar], dict[str, Any] | None] | None = None,
+    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Sidecar:
     """Builds `out` and its sidecar from an ONNX model.
 
@@ -72,6 +74,8 @@ def build_engine(
         report: takes lines for a reader.
         check: called with the engine and its sidecar before they take their places; what it returns is stored as
             `parity.engine`, and if it raises, nothing is written.
+        writing: makes a context that everything after TensorRT's own work runs in, from the first byte that is written
+            aside to the last rename: the place to make a signal an exception, so that what was written is removed.
 
     Returns:
         The sidecar.
@@ -95,10 +99,12 @@ def build_engine(
     takes = "this takes minutes" if flavor.name == TENSORRT else "this takes seconds"
     report(f"building with {flavor.title} {where.replace('+', ' and later')}, {model.precision}: {takes}")
     began = time.monotonic()
-    plan = _interruptible(lambda: _build(model, flavor, options, report))
+    plan, timings = _interruptible(lambda: _build(model, flavor, options, report))
     seconds = time.monotonic() - began
     engine_aside = out.with_name(f".{out.stem}.geoinfer-tmp.trt")
-    with _removed_afterwards(engine_aside):
+    with writing(), _removed_afterwards(engine_aside):
+        if options.timing_cache is not None:
+            _write_timing_cache(options.timing_cache, timings, report)
         with _output_errors(out), atomic_file(engine_aside) as file:
             file.write(plan)
         del plan
@@ -182,8 +188,10 @@ def _interruptible(call: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def _build(model: EmbedderModel, flavor: Flavor, options: BuildOptions, report: Callable[[str], None]) -> Any:
-    """The plan, as a buffer."""
+def _build(
+    model: EmbedderModel, flavor: Flavor, options: BuildOptions, report: Callable[[str], None]
+) -> tuple[memoryview, bytes]:
+    """The plan, and the timings to keep for the next build (empty without a timing cache)."""
     api = flavor.api
     logger = make_logger(api)
     if flavor.name == TENSORRT:
@@ -205,19 +213,21 @@ def _build(model: EmbedderModel, flavor: Flavor, options: BuildOptions, report: 
     batches = (options.min_batch, options.opt_batch, options.max_batch)
     profile.set_shape(model.input.name, *((batch, *shape) for batch in batches))
     config.add_optimization_profile(profile)
+    # On by default, it would round the factors of an fp32 product to 10 bits: precision is the graph's to say.
+    config.clear_flag(api.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.portable and flavor.name == TENSORRT:
         config.hardware_compatibility_level = api.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.compute_capabilities:
         _set_capabilities(api, config, options.compute_capabilities)
-    cache = None if options.timing_cache is None else _read_timing_cache(options.timing_cache, config, flavor, report)
+    if options.timing_cache is not None:
+        _read_timing_cache(options.timing_cache, config, flavor, report)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _build_error(model, flavor, options, logger.fault())
-    if cache is not None and options.timing_cache is not None:
-        _write_timing_cache(options.timing_cache, config, report)
-    return memoryview(plan)
+    timings = b"" if options.timing_cache is None else bytes(memoryview(config.get_timing_cache().serialize()))
+    return memoryview(plan), timings
 
 
 def _use_gpu(ordinal: int) -> None:
@@ -295,7 +305,7 @@ def _build_error(model: EmbedderModel, flavor: Flavor, options: BuildOptions, fa
     )
 
 
-def _read_timing_cache(path: Path, config: Any, flavor: Flavor, report: Callable[[str], None]) -> Any:
+def _read_timing_cache(path: Path, config: Any, flavor: Flavor, report: Callable[[str], None]) -> None:
     try:
         stored = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -306,14 +316,13 @@ def _read_timing_cache(path: Path, config: Any, flavor: Flavor, report: Callable
             f"--timing-cache {path}: no timings of {flavor.title} on this GPU", hint="name a new file, or remove it"
         )
     report(f"timing cache: {path}, {'read and added to' if stored else 'new'}")
-    return cache
 
 
-def _write_timing_cache(path: Path, config: Any, report: Callable[[str], None]) -> None:
+def _write_timing_cache(path: Path, timings: bytes, report: Callable[[str], None]) -> None:
     """The engine is built: timings that cannot be kept cost the next build time, and this one nothing."""
     try:
         with atomic_file(path) as file:
-            file.write(memoryview(config.get_timing_cache().serialize()))
+            file.write(timings)
     except OSError as error:
         report(f"timing cache: {path} cannot be written: {(error.strerror or str(error)).lower()}")
 

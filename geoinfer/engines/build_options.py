@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from geoinfer.engines.description import DEFAULT_PROFILE, FORMAT, parsed_capability
 from geoinfer.engines.flavors import FLAVORS, TENSORRT, TENSORRT_RTX, Flavor
-from geoinfer.engines.sidecar import plan_flavor, sidecar_path
-from geoinfer.errors import OutputError, UsageError
+from geoinfer.engines.sidecar import check_engine_file, plan_flavor, read_sidecar, sidecar_path
+from geoinfer.errors import InputError, ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from geoinfer.engines.gpu import Gpu
 
 LARGEST_BATCH: Final = 4096
+LARGEST_WORKSPACE_BYTES: Final = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class BuildOptions:
         flavor: one of `FLAVORS`; None for what is installed, see `default_flavor`.
         min_batch: smallest batch that the engine takes.
         opt_batch: the batch that it is tuned for.
-        max_batch: largest batch.
+        max_batch: largest batch; more than `opt_batch` is for other programs, as geoinfer computes no more at once.
         workspace_bytes: limit of the memory that layers may use as scratch; None for all there is.
         portable: TensorRT: for all GPUs from Ampere on, at some cost in speed. TensorRT-RTX builds so anyway.
         compute_capabilities: TensorRT-RTX: what to build for, as in `8.9`; empty for all that it builds for by default.
@@ -57,8 +58,8 @@ def check_options(options: BuildOptions) -> None:
             f"--min-batch {smallest}, --opt-batch {tuned}, --max-batch {largest}: expected each to be at least the one "
             f"before, from 1 to {LARGEST_BATCH}"
         )
-    if options.workspace_bytes is not None and options.workspace_bytes < 1 << 20:
-        raise UsageError(f"--workspace {options.workspace_bytes} bytes: expected at least 1MiB")
+    if options.workspace_bytes is not None and not 1 << 20 <= options.workspace_bytes <= LARGEST_WORKSPACE_BYTES:
+        raise UsageError(f"--workspace {options.workspace_bytes} bytes: expected 1MiB to 1024GiB")
     for capability in options.compute_capabilities:
         parsed_capability(capability)
     if options.portable and options.compute_capabilities:
@@ -84,7 +85,7 @@ def check_out(out: Path, onnx: Path, *, force: bool) -> None:
         raise OutputError(f"--out {out}: is a folder", hint="--out names the file of the engine")
     if out.exists() and onnx.exists() and out.samefile(onnx):
         raise UsageError(f"--out {out}: is the model itself", hint="choose another name")
-    if out.exists() and not force and plan_flavor(out) is None:
+    if out.exists() and not force and plan_flavor(out) is None and not _is_described(out):
         raise OutputError(
             f"--out {out}: exists, and is no engine of TensorRT", hint="choose another name, or overwrite it: --force"
         )
@@ -93,6 +94,15 @@ def check_out(out: Path, onnx: Path, *, force: bool) -> None:
         raise OutputError(
             f"{beside}: exists, and is no sidecar of an engine", hint="choose another name, or overwrite it: --force"
         )
+
+
+def _is_described(engine: Path) -> bool:
+    """Whether a sidecar says that this is an engine: one of a TensorRT whose plans begin otherwise."""
+    try:
+        check_engine_file(engine, read_sidecar(engine))
+    except (InputError, ModelError):
+        return False
+    return True
 
 
 def _is_sidecar(path: Path) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from geoinfer.engines.embedder_model import PRECISIONS
 from geoinfer.engines.flavors import FLAVORS, load_flavor
 from geoinfer.engines.gpu import find_gpu
 from geoinfer.engines.sidecar import check_engine_file, check_fits, read_sidecar
 from geoinfer.errors import DeviceError, GeoInferError, MismatchError, MissingPackageError
+from geoinfer.model_metadata import PRECISIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def pick_engine(folder: Path, identity: dict[str, Any], ordinal: int = 0) -> Pic
     """The engine of a folder that gives a model's embeddings on a GPU of this machine.
 
     fp16 goes before int8 before fp32; then `tensorrt` before `tensorrt-rtx`, then by name. Files are compared with
-    their sidecars in size and kind; their checksums are left to whoever opens the one that was picked.
+    their sidecars in size; their checksums are left to whoever opens the one that was picked.
 
     Args:
         folder: where the engines are.

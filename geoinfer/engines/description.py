@@ -14,7 +14,8 @@ from geoinfer.images.preprocessing import Preprocessing
 
 FORMAT: Final = "geoinfer-engine"
 VERSION: Final = 1
-DEFAULT_PROFILE: Final = (1, 64, 256)
+DEFAULT_PROFILE: Final = (1, 64, 64)
+"""Smallest, best and largest batch. geoinfer never computes more at once than the best."""
 
 
 @dataclass(frozen=True, slots=True)

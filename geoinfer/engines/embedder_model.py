@@ -10,14 +10,11 @@ from geoinfer.engines.onnx_metadata import TensorSpec, read_onnx
 from geoinfer.errors import InputError, ModelError, UsageError
 from geoinfer.images.preprocessing import Preprocessing
 from geoinfer.integrity import sha256_of
+from geoinfer.model_metadata import check_metadata, embedding_length, precision_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PRECISIONS: Final = ("fp16", "int8", "fp32")
-"""What a model's arithmetic may be, the one that an engine is best run in first."""
-
-_FORMAT: Final = "1"
 _EXPORT: Final = "python -m export onnx CHECKPOINT --out {name} makes a model with all that geoinfer needs"
 
 
@@ -79,11 +76,7 @@ def read_embedder_model(path: Path) -> EmbedderModel:
             "is missing",
             hint=hint,
         )
-    if metadata.get("geoinfer.format", _FORMAT) != _FORMAT:
-        raise ModelError(
-            f"{path}: metadata of format {metadata['geoinfer.format']}; this geoinfer reads {_FORMAT}",
-            hint="install a geoinfer that fits, or export the model again",
-        )
+    check_metadata(path, metadata, hint)
     if metadata.get("geoinfer.int8_target") == "cpu":
         raise ModelError(
             f"{path}: was quantised for ONNX Runtime on a CPU, in a form that TensorRT does not take",
@@ -96,17 +89,18 @@ def read_embedder_model(path: Path) -> EmbedderModel:
         raise ModelError(
             f"{path}: the graph takes {height} x {width} pixels, its preprocessing gives {size}", hint=hint
         )
+    dim = embedding_length(path, embeddings.shape[1], metadata, hint)
     try:
         return EmbedderModel(
             path=path,
             size_bytes=path.stat().st_size,
             sha256=sha256_of(path),
             input=TensorSpec(pixels.name, pixels.dtype, (-1, size, size, 3)),
-            output=TensorSpec(embeddings.name, embeddings.dtype, (-1, _dim(path, embeddings, metadata, hint))),
+            output=TensorSpec(embeddings.name, embeddings.dtype, (-1, dim)),
             identity=metadata["geoinfer.identity"],
-            dim=_dim(path, embeddings, metadata, hint),
+            dim=dim,
             preprocessing=preprocessing.as_dict(),
-            precision=_precision(path, metadata, hint),
+            precision=precision_of(path, metadata, hint),
             source=metadata.get("geoinfer.source", ""),
             licence=metadata.get("geoinfer.licence", ""),
             weights_sha256=metadata.get("geoinfer.weights_sha256", ""),
@@ -147,29 +141,6 @@ def _preprocessing(path: Path, stored: str, hint: str) -> Preprocessing:
         return Preprocessing.from_dict(json.loads(stored))
     except (UsageError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: geoinfer.preprocessing of the metadata is damaged: {error}", hint=hint) from error
-
-
-def _dim(path: Path, embeddings: TensorSpec, metadata: dict[str, str], hint: str) -> int:
-    dim = embeddings.shape[1]
-    stored = metadata.get("geoinfer.dim", "")
-    if dim > 0 and stored in ("", str(dim)):
-        return dim
-    if dim == -1 and stored.isdecimal() and 0 < int(stored) < 1 << 31:
-        return int(stored)
-    raise ModelError(
-        f"{path}: graph and metadata do not agree on how long an embedding is: {dim if dim > 0 else 'dynamic'} and "
-        f"{stored or 'nothing'}",
-        hint=hint,
-    )
-
-
-def _precision(path: Path, metadata: dict[str, str], hint: str) -> str:
-    precision = metadata.get("geoinfer.precision", "fp32")
-    if precision not in PRECISIONS:
-        raise ModelError(
-            f"{path}: geoinfer.precision is {precision!r}; expected one of {', '.join(sorted(PRECISIONS))}", hint=hint
-        )
-    return precision
 
 
 def _parity(metadata: dict[str, str]) -> dict[str, Any] | None:

@@ -130,25 +130,19 @@ def check_engine_file(engine: Path, sidecar: Sidecar, *, contents: bool = True) 
     """
     hint = f"copy engine and sidecar again, or build it: {rebuild_command(engine, sidecar)}"
     try:
-        with engine.open("rb") as file:
-            magic = file.read(len(MAGIC[sidecar.flavor]))
         size = engine.stat().st_size
-        if magic != MAGIC[sidecar.flavor]:
-            raise ModelError(
-                f"{engine}: not an engine of {TITLES[sidecar.flavor]}, as its sidecar has it, but "
-                f"{_looks_like(engine)}",
-                hint=hint,
-            )
         if size != sidecar.engine.bytes:
             fault = "truncated" if size < sidecar.engine.bytes else "damaged, or another engine than its sidecar's"
-            raise ModelError(
-                f"{engine}: {size} bytes where its sidecar says {sidecar.engine.bytes}: the file is {fault}", hint=hint
-            )
-        if contents and sha256_of(engine) != sidecar.engine.sha256:
-            raise ModelError(
-                f"{engine}: does not match the checksum in its sidecar: the file is damaged, or another engine",
-                hint=hint,
-            )
+            fault = f"{size} bytes where its sidecar says {sidecar.engine.bytes}: the file is {fault}"
+        elif contents and sha256_of(engine) != sidecar.engine.sha256:
+            fault = "does not match the checksum in its sidecar: the file is damaged, or another engine"
+        else:
+            return
+        found = plan_flavor(engine)
+        # First bytes make the sentence, and never the verdict: how plans of later versions begin is not documented.
+        if found is None or found[0] != sidecar.flavor:
+            fault += f"; it looks like {_looks_like(engine)}"
+        raise ModelError(f"{engine}: {fault}", hint=hint)
     except OSError as error:
         raise ModelError(f"{engine}: cannot be read: {(error.strerror or str(error)).lower()}", hint=hint) from error
 
@@ -189,15 +183,23 @@ def check_fits(engine: Path, sidecar: Sidecar, flavor_version: str | None, gpu: 
         )
     if not sidecar.runs_on(gpu.compute_capability):
         raise MismatchError(
-            f"{engine}: built for {_built_for(sidecar)}, here is {gpu}", hint=_mend(sidecar, gpu, rebuild)
+            f"{engine}: built for {_built_for(sidecar)}, here is {gpu}",
+            hint=_mend(sidecar, gpu, rebuild_command(engine, sidecar, targets=False)),
         )
     if sidecar.flavor == TENSORRT and not sidecar.portable and sidecar.gpu and sidecar.gpu.name != gpu.name:
         return f"built on {sidecar.gpu.name}, here is {gpu.name}: it runs, perhaps slower than one built here"
     return ""
 
 
-def rebuild_command(engine: Path, sidecar: Sidecar | None = None, *, flavor: bool = True) -> str:
-    """The command that builds an engine again, on the machine that it is to run on."""
+def rebuild_command(engine: Path, sidecar: Sidecar | None = None, *, flavor: bool = True, targets: bool = True) -> str:
+    """The command that builds an engine again, on the machine that it is to run on.
+
+    Args:
+        engine: the plan.
+        sidecar: how it was built; None if that is not known.
+        flavor: with the same flavour; else with the one that is installed.
+        targets: for the same GPUs, where it was told which; else for those that its flavour builds for by itself.
+    """
     onnx = engine.with_name(sidecar.onnx.name if sidecar else f"{engine.stem}.onnx")
     parts = ["geoinfer", "engine", "build", str(onnx), "--out", str(engine)]
     if sidecar is not None:
@@ -207,6 +209,13 @@ def rebuild_command(engine: Path, sidecar: Sidecar | None = None, *, flavor: boo
         if stored != DEFAULT_PROFILE:
             for name, value in zip(("min", "opt", "max"), stored, strict=True):
                 parts += [f"--{name}-batch", str(value)]
+        if sidecar.workspace_bytes is not None:
+            parts += ["--workspace", str(sidecar.workspace_bytes)]
+        if targets and flavor and sidecar.flavor == TENSORRT and sidecar.portable:
+            parts += ["--portable"]
+        if targets and flavor and sidecar.flavor == TENSORRT_RTX and not sidecar.portable:
+            for capability in sidecar.compute_capabilities:
+                parts += ["--compute-capability", capability]
     return shlex.join(parts)
 
 
@@ -225,7 +234,9 @@ def plan_flavor(engine: Path) -> tuple[str, str] | None:
 
 def _looks_like(engine: Path) -> str:
     found = plan_flavor(engine)
-    return "no engine of TensorRT at all" if found is None else f"an engine of {TITLES[found[0]]} {found[1]}"
+    return (
+        "no engine of a TensorRT known to geoinfer" if found is None else f"an engine of {TITLES[found[0]]} {found[1]}"
+    )
 
 
 def _same_platform(sidecar: Sidecar) -> bool:

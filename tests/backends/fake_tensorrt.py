@@ -404,6 +404,7 @@ class FakeContext:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self.api.behaviour.profile
         if self.api.fails("set_input_shape", self.log) or not least <= shape[0] <= most:
+            self.batch = None  # what a context holds after it refused a shape is nobody's business
             return False
         if self.captured:
             self.api.cuda.misuse.append("a context was changed after a graph was captured from it")
@@ -421,6 +422,9 @@ class FakeContext:
         cuda, behaviour = self.api.cuda, self.api.behaviour
         stream = next(thing for kind, thing in cuda.objects.values() if kind == "stream" and id(thing) == handle)
         if self.api.fails("execute_async_v3", self.log):
+            return False
+        if self.batch is None:
+            cuda.misuse.append("a context without a shape was run")
             return False
         if stream.captured is not None:
             self.captured = True

@@ -280,6 +280,45 @@ class TestDevices:
             assert embedder.device == "cuda:1"
         assert asked[0][0][1]["device_id"] == 1
 
+    @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+    def test_tensorrts_libraries_are_loaded_before_its_provider_looks_for_them(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str
+    ) -> None:
+        (tmp_path / "tensorrt.py").write_text("loaded = True\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+        available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        asked = fake_runtime(monkeypatch, available, got=available)
+        loaded: list[bool] = []
+        session = onnx_runtime.import_onnxruntime().InferenceSession
+
+        def watched(*arguments: object, **options: object) -> object:
+            loaded.append("tensorrt" in sys.modules)
+            return session(*arguments, **options)
+
+        onnx_runtime.import_onnxruntime().InferenceSession = watched
+        try:
+            open_embedder(model, device).close()
+        finally:
+            sys.modules.pop("tensorrt", None)
+        assert loaded == [device == "tensorrt"]
+        assert len(asked) == 1
+
+    @pytest.mark.parametrize("fault", ["raise ImportError('half there')", "raise OSError('no libnvinfer.so.10')"])
+    def test_a_tensorrt_that_cannot_be_loaded_is_the_providers_to_miss(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
+    ) -> None:
+        (tmp_path / "tensorrt.py").write_text(fault)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+        available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+        fake_runtime(monkeypatch, available, got=available)
+        with open_embedder(model, "tensorrt") as embedder:
+            assert embedder.device == "tensorrt:0"
+        fake_runtime(monkeypatch, available, got=available[1:])
+        with pytest.raises(DeviceError, match=r"TensorrtExecutionProvider did not start .* or no TensorRT 10"):
+            open_embedder(model, "tensorrt")
+
     def test_auto(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
         fake_runtime(monkeypatch, available, got=available)

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ pytest.importorskip("onnx")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from geoinfer.backends import EmbedderIdentity, open_embedder
+from geoinfer.backends import Embedder, EmbedderIdentity, open_embedder
 from geoinfer.backends.base import blank_rows_without_direction
+from geoinfer.backends.tensorrt import TensorRtEmbedder, _Lane
+from geoinfer.backends.tensorrt_plan import Plan
 from geoinfer.engines import flavors
 from geoinfer.engines.onnx_metadata import TensorSpec
 from geoinfer.engines.sidecar import read_sidecar, sidecar_path, write_sidecar
@@ -27,6 +30,9 @@ from geoinfer.errors import DeviceError, GeoInferError, InputError, MismatchErro
 from geoinfer.images import Preprocessing
 from tests.backends.fake_tensorrt import Error, FakeCuda, Machine, pretend, write_engine
 from tests.onnx_models import DIM, PREPROCESSING, SIZE, expected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FLAVORS = ["tensorrt", "tensorrt-rtx"]
 BOTH = pytest.mark.parametrize("flavor", FLAVORS)
@@ -111,6 +117,26 @@ class TestEmbed:
         assert batches(machine) == computed
         np.testing.assert_array_equal(rows[:count], pictures(count))
         assert not rows[count:].any()
+
+    @pytest.mark.parametrize(
+        ("least", "best", "computed"),
+        [(1, 48, [1, 2, 4, 8, 16, 48]), (1, 64, [1, 2, 4, 8, 16, 32, 64]), (3, 20, [3, 4, 8, 20]), (1, 1, [1]),
+         (5, 8, [5, 8]), (7, 7, [7]), (1, 3, [1, 3]), (1, 2, [1, 2])],
+    )  # fmt: skip
+    def test_batches_that_are_computed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, best: int, computed: list[int]
+    ) -> None:
+        """Powers of two up to half the best one: nobody waits for more than twice the work."""
+        machine = pretend(monkeypatch, profile=(least, best, best))
+        found = set()
+        with open_embedder(write_engine(tmp_path / "vit.trt", profile=(least, best, best))) as embedder:
+            batches(machine)
+            for count in range(1, best + 1):
+                embedder.embed(pictures(count))
+                (size,) = batches(machine)
+                assert size == min(batch for batch in computed if batch >= count)
+                found.add(size)
+        assert found == set(computed)
 
     def test_pictures_in_any_layout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pretend(monkeypatch)
@@ -244,6 +270,24 @@ class TestGraphs:
             assert machine.cuda.called("cudaGraphLaunch") == 0
             # What a failed capture leaves behind is taken away, for TensorRT asks for the last error too.
             assert how == "cudaStreamBeginCapture" or machine.cuda.called("cudaGetLastError") > 0
+        all_free(machine)
+
+    @pytest.mark.parametrize("which", [1, 2])
+    @pytest.mark.parametrize("name", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
+    def test_all_lanes_or_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, which: int) -> None:
+        """The one lane whose capture worked must not be told apart from the other by its last digits."""
+        path = write_engine(tmp_path / "vit.trt")
+        machine = pretend(monkeypatch)
+        open_embedder(path).close()
+        at = [number for number, call in enumerate(machine.cuda.calls, 1) if call[0] == name][which - 1]
+        machine = pretend(monkeypatch)
+        machine.cuda.fail_at = at
+        with open_embedder(path) as embedder:
+            assert machine.cuda.failed == name
+            assert "; without CUDA graphs: " in embedder.device_reason
+            pixels = pictures(27)
+            np.testing.assert_allclose(embedder.embed(pixels), expected(pixels), atol=1e-6)
+            assert machine.cuda.called("cudaGraphLaunch") == 0
         all_free(machine)
 
     def test_tensorrt_rtx_has_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,6 +441,34 @@ class TestFaults:
         assert "--max-batch 8" in caught.value.hint
         all_free(machine)
 
+    def test_each_error_says_its_own_fault(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        machine = pretend(monkeypatch)
+        with open_embedder(write_engine(tmp_path / "vit.trt")) as embedder:
+            for says, kind, words in (
+                ("Error Code 2: OutOfMemory (Requested size was 1 bytes.)", DeviceError, "memory is too small"),
+                ("Error Code 1: the first", ModelError, "the first"),
+                ("Error Code 1: the second", ModelError, "the second"),
+            ):
+                # The third batch is another, so that the shape is what is refused.
+                machine.behaviour.fail_at, machine.behaviour.says = 1, says
+                with pytest.raises(kind, match=words):
+                    embedder.embed(pictures({"memory is too small": 1, "the first": 2}.get(words, 3)))
+
+    @BOTH
+    def test_a_shape_that_was_refused_is_set_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flavor: str
+    ) -> None:
+        machine = pretend(monkeypatch, flavor)
+        with open_embedder(write_engine(tmp_path / "vit.trt", flavor)) as embedder:
+            pixels = pictures(4)
+            embedder.embed(pixels[:2])
+            machine.behaviour.fail_at = 1
+            with pytest.raises(ModelError, match="refuses a batch of 4"):
+                embedder.embed(pixels)
+            assert machine.api.failed == "set_input_shape"
+            np.testing.assert_allclose(embedder.embed(pixels[:2]), expected(pixels[:2]), atol=1e-6)
+        all_free(machine)
+
     def test_what_the_bindings_raise(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = pretend(monkeypatch)
 
@@ -424,8 +496,134 @@ class TestFaults:
             assert len(embedder.embed(pictures(11))) == 11
         all_free(machine)
 
+    @BOTH
+    def test_nothing_of_a_small_lane_stays_when_tensorrt_refuses_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flavor: str
+    ) -> None:
+        machine = pretend(monkeypatch, flavor)
+        with open_embedder(write_engine(tmp_path / "vit.trt", flavor)) as embedder:
+            gc.collect()
+            before = sorted(type(thing).__name__ for thing in machine.api.live)
+            for number in (1, 2, 3):  # to make its context, and to bind its two addresses
+                machine.behaviour.fail_at = number
+                with pytest.raises(ModelError):
+                    embedder.embed(pictures(3))
+                gc.collect()
+                assert sorted(type(thing).__name__ for thing in machine.api.live) == before
+            assert len(embedder.embed(pictures(3))) == 3
+        all_free(machine)
+
 
 class TestClose:
+    @pytest.mark.parametrize("name", ["fill", "submit", "collect", "settle"])
+    @pytest.mark.parametrize("after", [False, True])
+    def test_an_interrupt_of_a_call(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
+    ) -> None:
+        """Wherever it strikes, the next call and close find every lane."""
+        machine = pretend(monkeypatch)
+        pixels = pictures(30)
+        embedder = open_embedder(write_engine(tmp_path / "vit.trt"))
+        for turn in range(1, 5):
+            calls = [0]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_Lane, name, interrupting(getattr(_Lane, name), turn, calls, after=after))
+                with contextlib.suppress(KeyboardInterrupt):
+                    embedder.embed(pixels)
+            np.testing.assert_allclose(embedder.embed(pixels), expected(pixels), atol=1e-6)
+        closes(embedder)
+        all_free(machine)
+
+    @pytest.mark.parametrize("after", [False, True])
+    @pytest.mark.parametrize("name", ["_lane_for", "_give_back", "_take_back"])
+    def test_an_interrupt_between_taking_a_lane_and_noting_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
+    ) -> None:
+        machine = pretend(monkeypatch)
+        path = write_engine(tmp_path / "vit.trt")
+        for turn in range(1, 5):
+            embedder = open_embedder(path)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(
+                    TensorRtEmbedder, name, interrupting(getattr(TensorRtEmbedder, name), turn, [0], after=after)
+                )
+                with contextlib.suppress(KeyboardInterrupt):
+                    embedder.embed(pictures(30))
+            if turn % 2:
+                np.testing.assert_allclose(embedder.embed(pictures(30)), expected(pictures(30)), atol=1e-6)
+            closes(embedder)
+        all_free(machine)
+
+    @pytest.mark.parametrize("embeds", [False, True])
+    def test_an_interrupt_of_winding_up_an_interrupted_call(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embeds: bool
+    ) -> None:
+        """The thread still has its lanes, and work is under way in them: its next call, or close, makes them idle."""
+        machine = pretend(monkeypatch)
+        embedder = open_embedder(write_engine(tmp_path / "vit.trt"))
+        found: list[object] = []
+
+        def work() -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                take_back = TensorRtEmbedder._take_back
+                patch.setattr(TensorRtEmbedder, "_take_back", interrupting(take_back, 2, [0], after=False))
+                patch.setattr(_Lane, "collect", interrupting(_Lane.collect, 1, [0], after=False))
+                with contextlib.suppress(KeyboardInterrupt):
+                    embedder.embed(pictures(30))
+            found.append([lane.owner for lane in embedder._full])
+            if embeds:
+                found.append(embedder.embed(pictures(30)))
+            embedder.close()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert found[0] == [thread, thread]
+        if embeds:
+            np.testing.assert_allclose(found[1], expected(pictures(30)), atol=1e-6)
+        all_free(machine)
+
+    def test_an_interrupt_of_close_is_made_good_by_the_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        machine = pretend(monkeypatch)
+        path = write_engine(tmp_path / "vit.trt")
+        for owner, name in ((_Lane, "close"), (Plan, "close"), (Plan, "save_cache")):
+            for turn in (1, 2):
+                embedder = open_embedder(path)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(owner, name, interrupting(getattr(owner, name), turn, [0], after=False))
+                    with contextlib.suppress(KeyboardInterrupt):
+                        embedder.close()
+                closes(embedder)
+                all_free(machine)
+
+    def test_an_interrupt_of_close_while_it_waits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        machine = pretend(monkeypatch)
+        embedder = open_embedder(write_engine(tmp_path / "vit.trt"))
+        done = threading.Event()
+        thread = threading.Thread(target=lambda: (embedder._lane_for(8, wait=True), done.wait(30)))
+        thread.start()
+        while not embedder._full[0].owner and not embedder._full[1].owner:
+            time.sleep(0.001)
+
+        def interrupt(timeout: float | None = None) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(embedder._changed, "wait", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                embedder.close()
+        assert machine.cuda.held
+        with pytest.raises(ModelError, match="closed"):
+            embedder.embed(pictures(1))
+        # The thread ends without having given back what it had.
+        done.set()
+        thread.join(30)
+        closes(embedder)
+        all_free(machine)
+
     def test_twice_and_afterwards(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = pretend(monkeypatch)
         embedder = open_embedder(write_engine(tmp_path / "vit.trt"))
@@ -480,6 +678,33 @@ class TestClose:
         closing.join(30)
         np.testing.assert_allclose(outcome["first"], expected(sevens), atol=1e-6)
         all_free(machine)
+
+
+def interrupting(real: Callable[..., object], turn: int, calls: list[int], *, after: bool) -> Callable[..., object]:
+    """A function that an interrupt strikes once: at its n-th call, before or after what it does."""
+
+    def call(*arguments: object, **options: object) -> object:
+        calls[0] += 1
+        mine = calls[0] == turn
+        if mine and not after:
+            raise KeyboardInterrupt
+        result = real(*arguments, **options)
+        if mine:
+            raise KeyboardInterrupt
+        return result
+
+    return call
+
+
+def closes(embedder: Embedder) -> None:
+    """In a thread: a close that waits for ever must fail a test and not hold it up."""
+    thread = threading.Thread(target=embedder.close, daemon=True)
+    if any(lane.owner is threading.current_thread() for lane in (*embedder._full, *embedder._small)):
+        embedder.close()  # what this thread still has is its own to close
+        return
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 class NoLock:
@@ -540,7 +765,7 @@ class TestBeforeTensorRtSeesTheFile:
             ("sidecar damaged", ModelError, "not JSON"),
             ("truncated", ModelError, "truncated"),
             ("changed", ModelError, "does not match the checksum"),
-            ("foreign", ModelError, "not an engine of TensorRT"),
+            ("foreign", ModelError, "it looks like no engine of a TensorRT"),
             ("version", MismatchError, "built by TensorRT 9.9.9, here is 10.13.3.9"),
             ("flavour", MismatchError, "built by TensorRT-RTX 1.7.1.116, which is not installed here"),
             ("gpu", MismatchError, "here is NVIDIA Fake (compute capability 9.0)"),
@@ -548,6 +773,7 @@ class TestBeforeTensorRtSeesTheFile:
             ("no such gpu", DeviceError, "cuda:3: there is no such GPU"),
             ("tensors", ModelError, "the engine's tensors are"),
             ("shape", ModelError, "the engine's tensors are"),
+            ("dtype", ModelError, "output embeddings float16"),
             ("profile", ModelError, "takes batches of [1, 8, 16]"),
         ],
     )
@@ -581,6 +807,8 @@ class TestBeforeTensorRtSeesTheFile:
             machine.cuda.capability = (9, 0)
         elif wrong == "tensors":
             machine.behaviour.tensors = ("images", "embeddings")
+        elif wrong == "dtype":
+            machine.behaviour.dtype = "float16"
         elif wrong == "shape":
             machine.behaviour.output_shape = (-1, DIM + 1)
         with pytest.raises(error) as caught:
@@ -588,7 +816,7 @@ class TestBeforeTensorRtSeesTheFile:
         assert words in str(caught.value)
         assert caught.value.hint
         assert caught.value.exit_code == {InputError: 2, DeviceError: 4}.get(error, 3)
-        assert machine.behaviour.seen_file == (wrong in ("tensors", "shape", "profile"))
+        assert machine.behaviour.seen_file == (wrong in ("tensors", "dtype", "shape", "profile"))
         all_free(machine)
 
     def test_a_file_that_changes_once_it_is_checked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from geoinfer.bundle import SHIPPED
 from geoinfer.cli.engine import parsed_size
 from geoinfer.engines import gpu as gpu_module
 from geoinfer.errors import ModelError, UsageError
+from tests.conftest import CHECKOUT
 from tests.engines.fakes import FakeApi, FakeRuntime, plan_bytes, put_engine
 from tests.onnx_models import make_model
 
@@ -107,12 +108,13 @@ def test_all_options_arrive(run, machine: Machine, model: Path, here: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "profile"),
     [
-        ([], (1, 64, 256)),
+        ([], (1, 64, 64)),
         (["--max-batch", 16], (1, 16, 16)),
+        (["--max-batch", 256], (1, 64, 256)),
         (["--opt-batch", 512], (1, 512, 512)),
-        (["--min-batch", 100], (100, 100, 256)),
-        (["--min-batch", 300], (300, 300, 300)),
-        (["--opt-batch", 8], (1, 8, 256)),
+        (["--min-batch", 100], (100, 100, 100)),
+        (["--opt-batch", 8], (1, 8, 8)),
+        (["--min-batch", 4, "--max-batch", 8], (4, 8, 8)),
     ],
 )
 def test_batches_that_are_left_out_give_way(run, machine: Machine, model: Path, arguments, profile) -> None:
@@ -130,7 +132,8 @@ def test_batches_that_are_left_out_give_way(run, machine: Machine, model: Path, 
         (["vit.onnx", "--out", "no/vit.trt"], 2, "there is no folder no"),
         (["vit.onnx", "--flavor", "trt"], 2, "--flavor trt: expected tensorrt or tensorrt-rtx"),
         (["vit.onnx", "--workspace", "much"], 2, "--workspace much: expected a size, as in 4GiB or 512MiB"),
-        (["vit.onnx", "--workspace", "1KiB"], 2, "expected at least 1MiB"),
+        (["vit.onnx", "--workspace", "1KiB"], 2, "expected 1MiB to 1024GiB"),
+        (["vit.onnx", "--workspace", "999999999GiB"], 2, "expected 1MiB to 1024GiB"),
         (["vit.onnx", "--device", "cpu"], 2, "--device cpu: expected cuda or cuda:N"),
         (["vit.onnx", "--device", "cuda:7"], 4, "cuda:7: there is no such GPU"),
         (["vit.onnx", "--photos", "none"], 2, "--photos none: there is no such folder"),
@@ -282,6 +285,41 @@ def test_what_is_no_size(text: str) -> None:
         parsed_size(text)
 
 
+@pytest.mark.parametrize("moment", ["atomic_file", "sha256_of", "write_sidecar", "sync_folder"])
+def test_an_interrupt_while_files_are_written_leaves_none(here: Path, moment: str) -> None:
+    """The real command in a process of its own, which interrupts itself before it comes to this function."""
+    make_model(here / "vit.onnx")
+    script = f"""
+import os, signal, sys, time
+import geoinfer.engine_check, geoinfer.engines.build as build, geoinfer.engines.flavors as flavors
+from geoinfer.engines import gpu
+from tests.engines.fakes import FakeApi, FakeRuntime
+for module in (build, flavors):
+    module.load_flavor = lambda name: FakeApi(name).flavor
+for module in (build, gpu):
+    module.cuda_runtime = lambda: FakeRuntime(("NVIDIA A10", 8, 6))
+geoinfer.engine_check.check_engine = lambda *a, **b: None
+real = build.{moment}
+def interrupted(path, *rest):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+    return real(path, *rest)
+build.{moment} = interrupted
+sys.argv = ["geoinfer", "engine", "build", "vit.onnx", "--flavor", "tensorrt"]
+from geoinfer.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "geoinfer: interrupted"
+    left = sorted(path.name for path in here.iterdir())
+    # Once both have their places the engine is there; what lies aside never stays.
+    assert left == (["vit.onnx", "vit.trt", "vit.trt.json"] if moment == "sync_folder" else ["vit.onnx"])
+
+
 REAL = [sys.executable, "-m", "geoinfer", "engine"]
 
 
@@ -299,7 +337,7 @@ def test_for_real_as_a_user_does(here: Path) -> None:
     values = json.loads(info.stdout)
     assert (values["flavor"], values["portable"], values["precision"]) == ("tensorrt-rtx", True, "fp32")
     if values["gpu"] is None:
-        assert "not checked: no GPU here" in done.stderr
+        assert "not checked: no NVIDIA GPU can be used here" in done.stderr
         assert values["parity"]["engine"] is None
         assert values["runs_here"] is False
 

@@ -121,6 +121,9 @@ class FakeApi:
     class MemoryPoolType(IntEnum):
         WORKSPACE = 0
 
+    class BuilderFlag(IntEnum):
+        TF32 = 5
+
     class HardwareCompatibilityLevel(IntEnum):
         NONE = 0
         AMPERE_PLUS = 1
@@ -172,6 +175,10 @@ class _Config:
         self.said = api.said
         self.hardware_compatibility_level = FakeApi.HardwareCompatibilityLevel.NONE
         self.num_compute_capabilities = 0
+        self.said["flags_on"] = {FakeApi.BuilderFlag.TF32}
+
+    def clear_flag(self, flag: Any) -> None:
+        self.said["flags_on"].discard(flag)
 
     def add_optimization_profile(self, profile: Any) -> int:
         return 0

@@ -80,6 +80,7 @@ class Watched:
     def __init__(self) -> None:
         self.networks: list[Any] = []
         self.profiles: list[Any] = []
+        self.configs: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trt, name)
@@ -91,6 +92,11 @@ class Watched:
             def create_network(self, flags: int) -> Any:
                 watched.networks.append(super().create_network(flags))
                 return watched.networks[-1]
+
+            def create_builder_config(self) -> Any:
+                watched.configs.append(super().create_builder_config())
+                watched.tf32_by_default = watched.configs[-1].get_flag(trt.BuilderFlag.TF32)
+                return watched.configs[-1]
 
             def create_optimization_profile(self) -> Any:
                 watched.profiles.append(super().create_optimization_profile())
@@ -183,6 +189,14 @@ def test_the_outputs_type_is_the_models(tmp_path: Path, watched: Watched, kind: 
     sidecar = build_engine(model, tmp_path / "x.trt", BuildOptions(flavor="tensorrt-rtx"), lambda line: None)
     assert watched.networks[0].get_output(0).dtype == {1: trt.float32, 10: trt.float16}[kind]
     assert sidecar.output.dtype == {1: "float32", 10: "float16"}[kind]
+
+
+def test_fp32_is_fp32(tmp_path: Path, watched: Watched) -> None:
+    build_engine(
+        make_model(tmp_path / "tiny.onnx"), tmp_path / "x.trt", BuildOptions(flavor="tensorrt-rtx"), lambda line: None
+    )
+    assert watched.tf32_by_default
+    assert watched.configs[0].get_flag(trt.BuilderFlag.TF32) is False
 
 
 def test_precision_is_the_graphs_own(tmp_path: Path, watched: Watched) -> None:

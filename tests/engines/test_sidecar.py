@@ -87,8 +87,8 @@ def test_no_engine(tmp_path: Path) -> None:
     [
         (plan_bytes(), "an engine of TensorRT 10.13.3"),
         (plan_bytes("tensorrt-rtx", (1, 7, 1, 116)), "an engine of TensorRT-RTX 1.7.1"),
-        (b"anything", "no engine of TensorRT at all"),
-        (b"ftrt", "no engine of TensorRT at all"),
+        (b"anything", "no engine of a TensorRT known to geoinfer"),
+        (b"ftrt", "no engine of a TensorRT known to geoinfer"),
     ],
 )
 def test_no_sidecar(tmp_path: Path, content: bytes, looks: str) -> None:
@@ -212,17 +212,23 @@ def test_one_bit_of_the_engine(engine: Path, at: int, mask: int) -> None:
     data = bytearray(plan_bytes())
     data[at] ^= mask
     engine.write_bytes(data)
-    with pytest.raises(ModelError, match="not an engine of TensorRT, as" if at < 4 else "does not match the checksum"):
+    with pytest.raises(ModelError, match="does not match the checksum") as caught:
         check_engine_file(engine, read_sidecar(engine))
-    if at >= 4:
-        check_engine_file(engine, read_sidecar(engine), contents=False)
+    assert ("; it looks like no engine" in str(caught.value)) == (at < 4)
+    check_engine_file(engine, read_sidecar(engine), contents=False)
+
+
+def test_first_bytes_alone_condemn_no_engine(engine: Path) -> None:
+    put_engine(engine, b"plan of a TensorRT to come")
+    check_engine_file(engine, read_sidecar(engine))
+    check_engine_file(engine, read_sidecar(engine), contents=False)
 
 
 def test_a_truncated_engine_and_a_longer_one(engine: Path) -> None:
     sidecar = read_sidecar(engine)
     for length in range(200):
         engine.write_bytes(plan_bytes()[:length])
-        with pytest.raises(ModelError, match="truncated" if length >= 4 else "not an engine") as caught:
+        with pytest.raises(ModelError, match="the file is truncated") as caught:
             check_engine_file(engine, sidecar, contents=False)
         assert "geoinfer engine build" in caught.value.hint
     engine.write_bytes(plan_bytes() + b"x")
@@ -232,7 +238,7 @@ def test_a_truncated_engine_and_a_longer_one(engine: Path) -> None:
 
 def test_an_engine_of_the_other_flavour(engine: Path) -> None:
     engine.write_bytes(plan_bytes("tensorrt-rtx", (1, 7, 1, 116)))
-    with pytest.raises(ModelError, match=r"not an engine of TensorRT, .* but an engine of TensorRT-RTX 1\.7\.1"):
+    with pytest.raises(ModelError, match=r"another engine; it looks like an engine of TensorRT-RTX 1\.7\.1"):
         check_engine_file(engine, read_sidecar(engine))
 
 
@@ -314,6 +320,38 @@ def test_the_command_can_be_pasted(tmp_path: Path) -> None:
         "geoinfer", "engine", "build", f"{tmp_path}/the model.onnx", "--out", f"{tmp_path}/it's a vit.trt",
         "--flavor", "tensorrt-rtx", "--min-batch", "2", "--opt-batch", "4", "--max-batch", "8",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({}, ["--min-batch", "1", "--opt-batch", "64", "--max-batch", "256"]),
+        ({"portable": True, "profile": {"min": 1, "opt": 64, "max": 64}}, ["--portable"]),
+        ({"workspace_bytes": 1 << 30, "profile": {"min": 1, "opt": 64, "max": 64}}, ["--workspace", "1073741824"]),
+        (RTX | {"profile": {"min": 1, "opt": 64, "max": 64}}, ["--flavor", "tensorrt-rtx"]),
+        (RTX | {"portable": False, "compute_capabilities": ["7.5", "8.9"], "profile": {"min": 1, "opt": 64, "max": 64}},
+         ["--flavor", "tensorrt-rtx", "--compute-capability", "7.5", "--compute-capability", "8.9"]),
+    ],
+)  # fmt: skip
+def test_the_command_builds_the_same_again(tmp_path: Path, changes: dict[str, Any], more: list[str]) -> None:
+    engine = put_engine(tmp_path / "vit.trt", **changes)
+    words = ["geoinfer", "engine", "build", f"{tmp_path}/vit.onnx", "--out", f"{tmp_path}/vit.trt", *more]
+    assert shlex.split(rebuild_command(engine, read_sidecar(engine))) == words
+
+
+def test_for_another_gpu_the_command_names_no_gpu(engine: Path) -> None:
+    turing = Gpu(0, "NVIDIA T4", (7, 5), 1)
+    for changes in ({"portable": True, "compute_capabilities": ["8.0+"]},
+                    RTX | {"portable": False, "compute_capabilities": ["8.9"]}):  # fmt: skip
+        with pytest.raises(MismatchError) as caught:
+            fits(engine, {"tensorrt": "10.13.3.9"}.get(str(changes.get("flavor", "tensorrt")), "1.7.1.116"), turing,
+                 **changes)  # fmt: skip
+        assert "--portable" not in caught.value.hint
+        assert "8.9" not in caught.value.hint
+    # Nor does one for the flavour that is installed instead.
+    with pytest.raises(MismatchError) as caught:
+        fits(engine, None, A10, **RTX | {"portable": False, "compute_capabilities": ["8.6"]})
+    assert "--compute-capability" not in caught.value.hint
 
 
 def test_plans_say_what_they_are(tmp_path: Path) -> None:
