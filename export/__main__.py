@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -13,10 +16,13 @@ from export.commands.backbone_command import backbone
 from export.commands.bundle_command import bundle
 from export.commands.geoclip_command import geoclip
 from export.commands.onnx_command import onnx
+from geoinfer.cli import EXIT_BUG
 from geoinfer.cli.engine import build as engine
-from geoinfer.errors import GeoInferError
+from geoinfer.cli.interrupts import ignore_interrupts, interrupts_end_the_process
+from geoinfer.errors import EXIT_OK, EXIT_USAGE, GeoInferError
 
 _CHECKOUT = Path(__file__).parents[1]
+_INSTALL: Final = "pip install -e '.[train,export]'"
 
 app = typer.Typer(
     name="export",
@@ -74,18 +80,52 @@ def demo_bundle(
     typer.echo(f"{output}: {summary.indexed} references")
 
 
-def main() -> None:
-    """Runs the command; an error that was foreseen is a sentence, not a traceback."""
+def main() -> NoReturn:
+    """Runs the command; every error becomes one or two lines and an exit code, never a traceback."""
+    # Names that are not UTF-8 must be printable, and must not end a run that is otherwise fine.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Only our own parity figures: the exporter's libraries tell a great deal at this level.
     logging.basicConfig(format="%(message)s")
     logging.getLogger("export").setLevel(logging.INFO)
+    interrupts_end_the_process("export")
+    code = _run()
+    ignore_interrupts()  # the outcome is known, and dying while Python winds up would hide it
+    raise SystemExit(code)
+
+
+def _run() -> int:
+    """The exit code of the command, whatever happened, said on standard error where it went wrong."""
     try:
-        app()
+        app(prog_name="python -m export")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else EXIT_OK
     except GeoInferError as error:
-        print(f"export: {error}", file=sys.stderr)  # noqa: T201
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(error.exit_code) from None
+        _complain(str(error), error.hint)
+        return error.exit_code
+    except Exception as error:
+        package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+        if package and package not in ("export", "geoinfer"):
+            what = "is missing" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
+            _complain(f"the package {package} {what}", f"{_INSTALL} in the checkout")
+            return EXIT_USAGE
+        if os.environ.get("GEOINFER_DEBUG"):
+            raise
+        _complain(
+            f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:500]}",
+            "this is a fault of the export: please report it with the output of GEOINFER_DEBUG=1 and this command",
+        )
+        return EXIT_BUG
+    return EXIT_OK
+
+
+def _complain(message: str, hint: str) -> None:
+    for line in (f"export: {message}", *(f"  {part}" for part in hint.splitlines())):
+        # A message may have several lines; control characters come from file names.
+        text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in line)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,17 +17,19 @@ import numpy as np
 from geoinfer.answer import DEFAULT_ANSWER
 from geoinfer.backends import EmbedderIdentity, open_embedder
 from geoinfer.backends.onnx_runtime import model_metadata
-from geoinfer.batch.lock import OutputLock
 from geoinfer.bundle import BUNDLE_FORMAT, MANIFEST_NAME, Bundle, open_bundle, write_bundle_manifest
 from geoinfer.calibration import GEOSCORE_SCALE_KM, leave_one_out_errors_km
+from geoinfer.engines.choose import engines_beside
 from geoinfer.engines.sidecar import check_engine_file, read_sidecar, sidecar_path
 from geoinfer.errors import GeoInferError, InputError, MismatchError, ModelError, OutputError, UsageError
 from geoinfer.images import Preprocessing
 from geoinfer.index import open_index, read_index_manifest
 from geoinfer.integrity import sync_file, sync_folder, temporary_name
+from geoinfer.lock import OutputLock
+from geoinfer.unfinished import undone_at_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from geoinfer.index import StoredIndex
 
@@ -41,6 +45,10 @@ _MOST_SOURCES: Final = (
 )
 _CHUNK_BYTES: Final = 1 << 20
 _NOT_STATED: Final = "NOASSERTION"
+_NAMED: Final = 5  # files, in a message
+_ENGINE_NAME: Final = re.compile(r"[^./][^/]*\.trt(\.json|\.cache)?", re.IGNORECASE | re.DOTALL)
+_ENGINE_FILES: Final = ("", ".json", ".cache")
+"""Endings of an engine's name: itself, its sidecar, and what TensorRT-RTX compiled for a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +77,23 @@ class BundleParts:
     attribution: str | None = None
 
 
-def write_bundle(parts: BundleParts, output: Path, *, force: bool = False) -> Bundle:
+def write_bundle(
+    parts: BundleParts,
+    output: Path,
+    *,
+    force: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Bundle:
     """Checks that the parts were made for one another, copies them, and writes the manifest.
 
     The folder appears whole or not at all. What is there already is replaced only if it is a bundle and `force` is set,
-    and only when the new one is whole.
+    and only when the new one is whole. Engines that lie in it are kept where they fit the new one.
 
     Args:
         parts: what goes into it.
         output: the bundle's folder.
         force: replace a bundle that is there.
+        report: is told which engines of the old bundle are kept and which are not, a line each.
 
     Raises:
         UsageError: a text has several lines, or two engines have one name.
@@ -88,39 +103,58 @@ def write_bundle(parts: BundleParts, output: Path, *, force: bool = False) -> Bu
         OutputError: the output exists and must not be replaced, or cannot be written.
     """
     check_bundle_output(output, force=force)
-    _check_texts(parts)
-    made_by = read_index_manifest(parts.index, verify=True).embedder
-    model_sha256 = _check_model(parts, made_by)
-    for engine in _by_name(parts.engines).values():
-        _check_engine(engine, made_by)
-    stored = open_index(parts.index)
+    checked = _checked(parts)
+    with bundle_lock(output):
+        return _write(checked, output, force=force, report=report, link=False)
+
+
+def write_locked_bundle(
+    parts: BundleParts, output: Path, *, force: bool = False, report: Callable[[str], None] = lambda _: None
+) -> Bundle:
+    """`write_bundle` for who holds `bundle_lock`, of parts that were made for it alone: they are linked, not copied.
+
+    Raises:
+        GeoInferError: as `write_bundle`.
+    """
+    return _write(_checked(parts), output, force=force, report=report, link=True)
+
+
+@contextlib.contextmanager
+def bundle_lock(output: Path) -> Iterator[None]:
+    """The lock on a bundle's folder, which one process at a time holds; what a killed one left beside it is removed.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be made.
+    """
     output = Path(os.path.realpath(output))  # a link is followed, not replaced
-    building = temporary_name(output)
+    lock = OutputLock(output.with_name(f".{output.name}.lock"), output, option="--out")
+
+    def undo() -> None:
+        _wind_up(output)
+        lock.remove()
+
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with OutputLock(output.with_name(f".{output.name}.lock"), output):
-            if not output.exists() and _has_manifest(_replaced(output)):
-                _replaced(output).replace(output)  # a kill came between the two renames of `_exchange`
-            check_bundle_output(output, force=force)
-            shutil.rmtree(building, ignore_errors=True)
-            try:
-                building.mkdir()
-                _fill(building, parts, stored, output, model_sha256)
-                _exchange(building, output)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
+        lock.take()
     except OSError as error:
         if isinstance(error, GeoInferError):
             raise
         raise _unwritable(output, error) from error
-    return open_bundle(output)
+    with undone_at_the_end(undo):
+        try:
+            _wind_up(output)
+            yield
+        finally:
+            _wind_up(output)
+            lock.remove()
 
 
 def check_bundle_output(output: Path, *, force: bool) -> None:
     """What `write_bundle` asks of its output, for who has long work to do before it.
 
     Raises:
-        OutputError: the output exists and is no bundle, or is one and `force` is not set.
+        OutputError: the output exists and is no bundle, or is one and `force` is not set, or holds files that are
+            neither the bundle's nor engines with what belongs to them.
         UsageError: it has no name.
     """
     output = Path(os.path.realpath(output))
@@ -132,6 +166,14 @@ def check_bundle_output(output: Path, *, force: bool) -> None:
         raise OutputError(f"{output}: exists and is not a bundle, so it is not replaced", hint="choose another --out")
     if not force:
         raise OutputError(f"{output}: exists already", hint="choose another --out, or --force to replace it")
+    strangers = _strangers(output)
+    if strangers:
+        more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
+        raise OutputError(
+            f"{output}: not replaced, since it holds files that are no part of the bundle: "
+            f"{', '.join(strangers[:_NAMED])}{more}",
+            hint="move them elsewhere, or choose another --out",
+        )
 
 
 def read_attribution(path: Path) -> str:
@@ -163,6 +205,87 @@ def leave_one_out_figures(stored: StoredIndex) -> dict[str, Any] | None:
         "within_percent": {str(radius): round(float((errors_km < radius).mean()) * 100, 1) for radius in RADII_KM},
         "geoscore": round(float(np.exp(-errors_km / GEOSCORE_SCALE_KM).mean()) * _MOST_POINTS),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """Parts that were made for one another."""
+
+    parts: BundleParts
+    embedder: EmbedderIdentity
+    stored: StoredIndex
+    model_sha256: str
+
+
+def _checked(parts: BundleParts) -> _Checked:
+    _check_texts(parts)
+    made_by = read_index_manifest(parts.index, verify=True).embedder
+    model_sha256 = _check_model(parts, made_by)
+    for engine in _by_name(parts.engines).values():
+        _check_engine(engine, made_by)
+    return _Checked(parts, made_by, open_index(parts.index), model_sha256)
+
+
+def _write(checked: _Checked, output: Path, *, force: bool, report: Callable[[str], None], link: bool) -> Bundle:
+    output = Path(os.path.realpath(output))
+    building = temporary_name(output)
+    try:
+        check_bundle_output(output, force=force)
+        building.mkdir()
+        _fill(building, checked, output, link=link)
+        _keep_engines(output, building, checked, report)
+        _exchange(building, output)
+    except OSError as error:
+        if isinstance(error, GeoInferError):
+            raise
+        raise _unwritable(output, error) from error
+    return open_bundle(output)
+
+
+def _strangers(bundle: Path) -> list[str]:
+    """Files of a bundle's folder that nobody expects there, by name; what a damaged manifest fails to list is one."""
+    try:
+        own = {MANIFEST_NAME, MODEL, ATTRIBUTION, *json.loads((bundle / MANIFEST_NAME).read_bytes())["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        own = {MANIFEST_NAME, MODEL, ATTRIBUTION}
+    found = [path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_symlink() or path.is_file()]
+    return sorted(name for name in found if name not in own and not _of_engine(name))
+
+
+def _of_engine(name: str) -> bool:
+    """Whether a file is an engine or belongs to one, by its name; those that are still being built are hidden."""
+    return _ENGINE_NAME.fullmatch(name) is not None
+
+
+def _keep_engines(old: Path, building: Path, checked: _Checked, report: Callable[[str], None]) -> None:
+    """Engines of the old bundle come along, unless the new one brings another of their name.
+
+    They stay out of its manifest, like engines that are built into a bundle: each has its sidecar.
+    """
+    for engine in engines_beside(old):
+        if (building / engine.name).exists():
+            continue
+        try:
+            _check_engine(engine, checked.embedder)
+        except GeoInferError as error:
+            report(f"the engine {engine.name} of the old bundle is left out: {str(error).removeprefix(f'{engine}: ')}")
+            continue
+        for ending in _ENGINE_FILES:
+            source = engine.with_name(f"{engine.name}{ending}")
+            if source.is_file():
+                _link(source, building / source.name)
+        report(f"the engine {engine.name} of the old bundle is kept")
+
+
+def _wind_up(output: Path) -> None:
+    """Nothing of an unfinished bundle stays, and an old one that was to be replaced is back in its place."""
+    shutil.rmtree(temporary_name(output), ignore_errors=True)
+    old = _replaced(output)
+    if not os.path.lexists(output) and _has_manifest(old):
+        with contextlib.suppress(OSError):
+            old.replace(output)  # a kill came between the two renames of `_exchange`
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_texts(parts: BundleParts) -> None:
@@ -224,16 +347,18 @@ def _by_name(engines: tuple[Path, ...]) -> dict[str, Path]:
     return named
 
 
-def _fill(building: Path, parts: BundleParts, stored: StoredIndex, output: Path, model_sha256: str) -> None:
+def _fill(building: Path, checked: _Checked, output: Path, *, link: bool) -> None:
+    parts, stored = checked.parts, checked.stored
     sources = {MODEL: parts.model}
     sources |= {f"{INDEX}/{name}": parts.index / name for name in ("manifest.json", *stored.manifest.files)}
     for name, engine in _by_name(parts.engines).items():
         sidecar = sidecar_path(engine)
         sources |= {name: engine, sidecar.name: sidecar}
-    _check_space(building, sources, output)
+    if not link:
+        _check_space(building, sources, output)
     (building / INDEX).mkdir()
     for name, original in sources.items():
-        _copy(original, building / name)
+        (_link if link else _copy)(original, building / name)
     metadata = _metadata_of_copy(building / MODEL, parts.model)
     (building / ATTRIBUTION).write_text(
         _attribution(metadata, stored) if parts.attribution is None else parts.attribution, encoding="utf-8"
@@ -250,7 +375,7 @@ def _fill(building: Path, parts: BundleParts, stored: StoredIndex, output: Path,
     for path in building.rglob("*"):
         if path.is_file():
             sync_file(path)
-    _check_copies(building, parts, stored, model_sha256)
+    _check_copies(building, parts, stored, checked.model_sha256)
 
 
 def _check_space(building: Path, sources: Mapping[str, Path], output: Path) -> None:
@@ -284,6 +409,14 @@ def _copy(source: Path, target: Path) -> None:
             writing.write(chunk)
 
 
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file that nobody will write, or a copy where the file system has no such thing."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        _copy(source, target)
+
+
 def _metadata_of_copy(copy: Path, original: Path) -> dict[str, str]:
     """The metadata of the model; that it opens away from its folder shows that it is one file."""
     try:
@@ -309,17 +442,10 @@ def _check_copies(building: Path, parts: BundleParts, stored: StoredIndex, model
 def _exchange(building: Path, output: Path) -> None:
     """The old bundle stays until the new one is whole, so a kill costs at most the moment between two renames."""
     old = _replaced(output)
-    shutil.rmtree(old, ignore_errors=True)
     if output.exists():
         output.replace(old)
-    try:
-        building.replace(output)
-    except BaseException:
-        if old.exists():
-            old.replace(output)
-        raise
+    building.replace(output)  # if that fails, `_wind_up` puts the old one back
     sync_folder(output.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _replaced(output: Path) -> Path:

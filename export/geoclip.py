@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import tempfile
+import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,24 +25,27 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from export.bundle import BundleParts, check_bundle_output, write_bundle
+from export.bundle import BundleParts, bundle_lock, check_bundle_output, write_locked_bundle
+from export.graph import weight_bytes
 from export.labelled import Labelled, chosen_labels, embed_labelled
-from export.onnx_model import ExportOptions, Precision, export_onnx
+from export.onnx_model import ExportOptions, Precision, check_options, export_onnx
 from export.torch_embedder import TorchEmbedder
 from geoinfer.answer import Answer
-from geoinfer.backends import open_embedder
-from geoinfer.errors import GeoInferError, InputError, MissingPackageError, ModelError
+from geoinfer.backends import EmbedderIdentity, open_embedder
+from geoinfer.errors import GeoInferError, InputError, MissingPackageError, ModelError, OutputError
 from geoinfer.geodesy import as_coordinates
 from geoinfer.images import Preprocessing
 from geoinfer.index import FaissFlatIndex, LeaveOneOut, References, held_out_photos, write_index
 from geoinfer.index.leave_one_out import MAX_ROWS
+from geoinfer.integrity import canonical_json
+from geoinfer.unfinished import undone_at_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from geoinfer.backends.base import EmbedderIdentity
+    from export.parity import ParityLimits
     from geoinfer.bundle import Bundle
     from geoinfer.labels import Label
 
@@ -62,6 +66,19 @@ PREPROCESSING: Final = Preprocessing(
 ANSWER: Final = Answer(1, "top1")
 """GeoCLIP answers with the most similar coordinates of its gallery."""
 
+CLIP_SHAPE: Final[Mapping[str, int | float | str]] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "image_size": PREPROCESSING.size,
+    "projection_dim": 768,
+}
+"""Of CLIP ViT-L/14's image tower. Of heads, activation and epsilon its weights say nothing, yet other ones answer
+otherwise."""
+
 _CLIP_DIM: Final = 768
 _GALLERY_SOURCE: Final = "GeoCLIP gallery"
 _COORDINATES_AT_ONCE: Final = 4096
@@ -79,7 +96,10 @@ class GeoClipOptions:
         allow_download: fetch what the cache does not hold.
         precision: of the ONNX model.
         photos: folder of photos for the parity gate; those of the checkout if left out.
-        int8_photos: folder of photos that int8 takes its ranges from.
+        calibration: folder of photos that int8 takes its ranges from.
+        limits: of the parity gate; the defaults of the precision if left out.
+        max_batch: the gate's largest batch.
+        explain: name the first layer that departs when the gate fails.
         labels: CSV of photos whose place is known, to calibrate the radius on.
         images: folder that its names are relative to.
         force: replace a bundle that is there.
@@ -89,7 +109,10 @@ class GeoClipOptions:
     allow_download: bool = False
     precision: Precision = "fp32"
     photos: Path | None = None
-    int8_photos: Path | None = None
+    calibration: Path | None = None
+    limits: ParityLimits | None = None
+    max_batch: int = 16
+    explain: bool = False
     labels: Path | None = None
     images: Path | None = None
     force: bool = False
@@ -122,34 +145,45 @@ def export_geoclip(output: Path, options: GeoClipOptions, report: Callable[[str]
         MissingPackageError: `geoclip` or `transformers` is not installed.
         InputError: CLIP's weights are not at hand, or photos or labels are missing.
         LabelsError: the labels lack a column.
-        ModelError: weights are damaged or not of CLIP ViT-L/14, or the model failed the parity gate.
+        ModelError: weights are damaged or not of CLIP ViT-L/14, or the model failed the parity gate. One of fp16 or
+            int8 must also find the coordinates of the gallery that torch finds.
         OutputError: the output exists and must not be replaced, or cannot be written.
     """
     check_bundle_output(output, force=options.force)
     labels = None if options.labels is None else chosen_labels(options.labels, options.images, MAX_ROWS)
     package_folder()
-    embedder = load_geoclip(find_clip(options.clip, allow_download=options.allow_download))
-    report("embedding the gallery of coordinates, once")
-    gallery = embed_gallery()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".geoclip-") as name:
-        folder = Path(name)
-        model = folder / "model.onnx"
-        report(f"exporting the image tower, {options.precision}")
-        export_onnx(
-            embedder,
-            model,
-            ExportOptions(precision=options.precision, photos=options.photos, calibration=options.int8_photos),
+    with bundle_lock(output), _aside(output) as folder:
+        model, index, bare = folder / "model.onnx", folder / "index", folder / "gallery"
+        chosen = ExportOptions(
+            precision=options.precision,
+            photos=options.photos,
+            calibration=options.calibration,
+            limits=options.limits,
+            # A model that is rounded must still find the coordinates that torch finds.
+            index=None if options.precision == "fp32" else bare,
+            max_batch=options.max_batch,
+            explain=options.explain,
         )
+        check_options(model, chosen)
+        embedder = load_geoclip(find_clip(options.clip, allow_download=options.allow_download))
+        report("embedding the gallery of coordinates, once")
+        gallery = embed_gallery()
+        _check_room(output, embedder, gallery, options.precision)
+        identity = EmbedderIdentity(embedder.identity, gallery.embeddings.shape[1], embedder.preprocessing)
+        if chosen.index is not None:
+            _write_index(bare, gallery, identity, None)
+        report(f"exporting the image tower, {options.precision}")
+        export_onnx(embedder, model, chosen)
         del embedder
-        with open_embedder(model, "cpu") as opened:
-            identity = opened.identity
-            labelled = None if labels is None else _embed(opened, labels, report)
-        _write_index(folder / "index", gallery, identity, labelled)
-        return write_bundle(
+        labelled = None
+        if labels is not None:
+            with open_embedder(model, "cpu") as opened:
+                labelled = _embed(opened, labels, report)
+        _write_index(index, gallery, identity, labelled)
+        return write_locked_bundle(
             BundleParts(
                 model=model,
-                index=folder / "index",
+                index=index,
                 name="geoclip",
                 description=f"GeoCLIP {version('geoclip')}: CLIP ViT-L/14 and a gallery of {len(gallery.coordinates)} "
                 "coordinates",
@@ -162,6 +196,46 @@ def export_geoclip(output: Path, options: GeoClipOptions, report: Callable[[str]
             ),
             output,
             force=options.force,
+            report=report,
+        )
+
+
+@contextlib.contextmanager
+def _aside(output: Path) -> Iterator[Path]:
+    """A folder beside the output, for who holds its lock; what a killed export left in it goes first, gigabytes often.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    output = Path(os.path.realpath(output))
+    folder = output.with_name(f".{output.name}.geoclip-tmp")
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with undone_at_the_end(remove):
+        try:
+            remove()
+            try:
+                folder.mkdir()
+            except OSError as error:
+                raise OutputError(
+                    f"{folder}: cannot be made: {(error.strerror or str(error)).lower()}", hint="choose another --out"
+                ) from error
+            yield folder
+        finally:
+            remove()
+
+
+def _check_room(output: Path, embedder: TorchEmbedder, gallery: Gallery, precision: Precision) -> None:
+    """Raises OutputError where the disk will not hold what minutes of work would make."""
+    model = weight_bytes(embedder.network) // (1 if precision == "fp32" else 2)
+    needed = model + 3 * gallery.embeddings.nbytes  # the index twice, and its tables
+    free = shutil.disk_usage(Path(os.path.realpath(output)).parent).free
+    if needed > free:
+        raise OutputError(
+            f"{output}: the bundle takes about {needed / 1e6:.0f} MB, and the disk has {free / 1e6:.0f} MB left",
+            hint="make room, or choose another --out",
         )
 
 
@@ -231,12 +305,12 @@ def load_geoclip(clip: Path) -> TorchEmbedder:
         ModelError: weights are damaged, incomplete, or of another model than CLIP ViT-L/14 at 224 pixels.
     """
     network = _ImageTower(_load_clip(clip), _load_mlp()).eval()
-    sha256 = weights_digest(network)
+    sha256 = weights_digest(network, CLIP_SHAPE)
     return TorchEmbedder(
         network=network,
         preprocessing=PREPROCESSING,
         identity=f"geoclip-clip_vit_l14:{sha256[:16]}",
-        source=f"GeoCLIP {version('geoclip')} on {CLIP_REPOSITORY}",
+        source=f"GeoCLIP {version('geoclip')} on {_origin(clip)}",
         licence="MIT",
         weights_sha256=sha256,
     )
@@ -278,15 +352,19 @@ def embed_gallery() -> Gallery:
     return Gallery(coordinates, np.concatenate(parts), float(scale.exp()))
 
 
-def weights_digest(network: torch.nn.Module) -> str:
-    """Hexadecimal SHA-256 over all weights, whatever their names: those change with the versions of a library."""
-    digests = []
-    for tensor in network.state_dict().values():
+def weights_digest(network: torch.nn.Module, shape: Mapping[str, int | float | str]) -> str:
+    """Hexadecimal SHA-256 over all weights with their names, in the order of these, and over what those do not show.
+
+    Args:
+        network: whose weights.
+        shape: fields of its configuration, as `CLIP_SHAPE`.
+    """
+    digest = hashlib.sha256(canonical_json(dict(shape)).encode())
+    for name, tensor in sorted(network.state_dict().items()):
         array = tensor.detach().cpu().contiguous().numpy()
-        digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+        digest.update(canonical_json([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(array.data)
-        digests.append(digest.digest())
-    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+    return digest.hexdigest()
 
 
 class _ImageTower(torch.nn.Module):
@@ -302,9 +380,17 @@ class _ImageTower(torch.nn.Module):
         return embeddings
 
 
+def _origin(clip: Path) -> str:
+    """What is known of where CLIP is from; a folder of the user's may hold anything of that shape."""
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{CLIP_REPOSITORY.replace('/', '--')}" / "snapshots"
+    return CLIP_REPOSITORY if clip.resolve().parent == cached.resolve() else f"CLIP of {clip.resolve().name}"
+
+
 def _load_clip(folder: Path) -> torch.nn.Module:
     try:
-        from transformers import CLIPVisionModelWithProjection
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     except ImportError as error:
         raise MissingPackageError(
             f"transformers cannot be imported: {error}", hint="pip install -e '.[export]' in the checkout"
@@ -312,14 +398,19 @@ def _load_clip(folder: Path) -> torch.nn.Module:
     try:
         # From a folder, and from safetensors only: no network, and nothing that could be executed.
         with _quiet_transformers():
+            config = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
+            _check_shape(folder, config)
             clip, told = CLIPVisionModelWithProjection.from_pretrained(
                 folder,
+                config=config,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 dtype=torch.float32,
             )
+    except ModelError:
+        raise
     except Exception as error:  # of safetensors, of json, of transformers
         raise ModelError(
             f"{folder}: CLIP cannot be loaded from it: {_first_line(error)}",
@@ -331,13 +422,18 @@ def _load_clip(folder: Path) -> torch.nn.Module:
             f"{folder}: {len(missing)} of CLIP's weights are missing or of another shape, such as {missing[0]}",
             hint=f"it must hold {' and '.join(CLIP_FILES)} of {CLIP_REPOSITORY}",
         )
-    config = clip.config
-    if (config.projection_dim, config.image_size) != (_CLIP_DIM, PREPROCESSING.size):
-        raise ModelError(
-            f"{folder}: a CLIP of {config.projection_dim} dimensions for {config.image_size} pixels; GeoCLIP stands on "
-            f"{CLIP_REPOSITORY}, of {_CLIP_DIM} for {PREPROCESSING.size}"
-        )
     return clip
+
+
+def _check_shape(folder: Path, config: Any) -> None:
+    for name, wanted in CLIP_SHAPE.items():
+        found = getattr(config, name, None)
+        if found != wanted:
+            raise ModelError(
+                f"{folder}: {CLIP_FILES[0]} says {name} {found!r}; GeoCLIP stands on {CLIP_REPOSITORY}, where it is "
+                f"{wanted!r}",
+                hint=f"it must hold {' and '.join(CLIP_FILES)} of {CLIP_REPOSITORY}",
+            )
 
 
 @contextlib.contextmanager

@@ -56,12 +56,12 @@ def to_half(model: onnx.ModelProto, pixels: NDArray[np.uint8] | None = None) -> 
     """Converts a canonical float32 model; inputs, outputs and the names of values stay as they are.
 
     In float32 stay the pixels up to the first product, normalisations, softmax, means and other long sums, the L2 norm
-    of the embeddings, and every operator with a constant or an activation that float16 cannot hold. Which those are is
-    told by this module's logger.
+    of the embeddings, and every operator with a constant or an activation that float16 cannot hold. How many those are
+    is told by this module's logger, and which, at the level of debugging.
 
     Args:
         model: as `export.graph.trace` makes it; not changed.
-        pixels: (n, size, size, 3) uint8, photos to measure activations on; without them, and for models that are too
+        pixels: (n, size, size, 3) uint8, pictures to measure activations on; without them, and for models that are too
             large for one protobuf, only the constants are looked at.
 
     Returns:
@@ -129,9 +129,15 @@ class _Conversion:
         } | self._before_first_product()
         self._fill(kept)
         beyond = self._beyond_half(pixels)
-        for number, reason in beyond.items():
-            if number not in kept:
-                _log.info("%s stays in float32: %s", self._nodes[number].name, reason)
+        added = [number for number in beyond if number not in kept]
+        for number in added:
+            _log.debug("%s stays in float32: %s", self._nodes[number].name, beyond[number])
+        if added:
+            _log.info(
+                "%d of %d operators stay in float32 because float16 cannot hold their values",
+                len(added),
+                len(self._nodes),
+            )
         kept |= beyond.keys()
         self._fill(kept)
         return kept
@@ -193,11 +199,11 @@ class _Conversion:
                     found.setdefault(number, f"its constant {value} {reason}")
             for value in (*node.input, *node.output):
                 if not peaks.get(value, 0.0) <= limit:
-                    found.setdefault(number, f"{value} reaches {peaks[value]:.3g} on the photos")
+                    found.setdefault(number, f"{value} reaches {peaks[value]:.3g} on the pictures")
         return found
 
     def _peaks(self, pixels: NDArray[np.uint8]) -> dict[str, float]:
-        """The largest magnitude of each float value on the photos."""
+        """The largest magnitude of each float value on the pictures."""
         if sum(len(tensor.raw_data) for tensor in self._constants.values()) > MAX_BYTES:
             _log.info("activations are not measured: the model in float32 is too large for one protobuf")
             return {}

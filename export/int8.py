@@ -6,6 +6,7 @@ many stay in float as it takes for the embeddings of pictures that calibration h
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +32,11 @@ MIN_COSINE: Final = 0.98
 
 _HELD_OUT_EVERY: Final = 4
 _MAX_HELD_OUT: Final = 128
-_JUDGES: Final = 16
+# Layers are ranked on so many pictures, and on fewer of a large model: four of a ViT-B.
+_MOST_JUDGES: Final = 16
+_FEWEST_JUDGES: Final = 4
+_JUDGED_MACS: Final = 64e9
+_SAY_EVERY_S: Final = 10.0
 # Of the loss that is allowed. The worst of 150 photos that took no part lost 2.5 times as much as the worst held out.
 _MARGIN: Final = 0.5
 _LEAST_SHARE: Final = 0.5
@@ -152,7 +157,9 @@ def to_int8(
     names = {layer.name for layer in layers}
     values = place(model, names, target).values
     say(f"measuring the ranges of {len(values)} activations on {len(calibrating)} pictures")
-    ranges = measure_ranges(model, values, calibrating)
+    ranges = measure_ranges(
+        model, values, calibrating, _Progress(say, f"measured ranges on {{}} of {len(calibrating)} pictures")
+    )
     search = _Search(model, layers, judged, target, say)
     calibration, cosines = search.choose_calibration(ranges)
     all_int8 = float(cosines.min())
@@ -227,13 +234,17 @@ class _Search:
         Judged by the pictures that suffered most with all of them quantised. The order is by the mean loss, which a
         single odd picture moves less than it moves the smallest cosine.
         """
-        judges = np.sort(np.argsort(cosines, kind="stable")[:_JUDGES])
+        macs = max(sum(self._macs.values()), 1)
+        wanted = min(max(int(_JUDGED_MACS / macs), _FEWEST_JUDGES), _MOST_JUDGES)
+        judges = np.sort(np.argsort(cosines, kind="stable")[:wanted])
         self._say(f"measuring {len(self._layers)} layers one by one on {len(judges)} pictures")
+        progress = _Progress(self._say, f"measured {{}} of {len(self._layers)} layers")
         losses = {}
-        for layer in self._layers:
+        for done, layer in enumerate(self._layers, start=1):
             placement = place(self._model, {layer.name}, "any")
             made = insert_pairs(self._model, placement, ranges, self._target)
             losses[layer.name] = self._compare(made, judges)
+            progress(done)
         order = sorted(losses, key=lambda name: (float(losses[name].mean()), name))
         return {name: float(losses[name].min()) for name in order}
 
@@ -279,6 +290,20 @@ class _Search:
         embeddings = embed(open_session(made), self._pixels[rows])
         # A model that overflowed gives NaN, which no comparison would refuse.
         return np.nan_to_num(np.einsum("ij,ij->i", embeddings, self._expected[rows]), nan=-1.0)
+
+
+class _Progress:
+    """Says how much of a long task is done, every ten seconds."""
+
+    def __init__(self, say: Callable[[str], None], words: str) -> None:
+        self._say, self._words = say, words
+        self._said = time.monotonic()
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= _SAY_EVERY_S:
+            self._said = now
+            self._say(self._words.format(done))
 
 
 def _check(model: onnx.ModelProto, pixels: NDArray[np.uint8], min_cosine: float, target: Target) -> None:

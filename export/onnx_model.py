@@ -16,6 +16,7 @@ from export.explain import first_departure
 from export.graph import MAX_BYTES, OPSET, in_float32, trace, weight_bytes
 from export.half import as_a_gpu_rounds, to_half
 from export.parity import (
+    REMEDIES,
     ParityError,
     Pictures,
     check_asked,
@@ -24,7 +25,9 @@ from export.parity import (
     gather_pictures,
     reference_embeddings,
 )
+from export.pictures import for_ranges
 from geoinfer.backends.base import EmbedderIdentity
+from geoinfer.engines.build_options import LARGEST_BATCH
 from geoinfer.errors import ModelError, OutputError, UsageError
 from geoinfer.integrity import atomic_file, canonical_json
 
@@ -41,7 +44,6 @@ FORMAT: Final = "1"
 """Value of `geoinfer.format` in the metadata; raised when the meaning of inputs, outputs or metadata changes."""
 
 _CALIBRATION_PHOTOS: Final = 128
-_MEASURED_PHOTOS: Final = 16
 _GIB: Final = 2**30
 
 
@@ -57,7 +59,7 @@ class ExportOptions:
         limits: of the parity gate; the defaults of the precision when left out.
         index: reference index that top-1 answers are compared on.
         labels: CSV of the photos' true places, by which the median distance is compared; needs `index`.
-        max_batch: the gate's largest batch.
+        max_batch: the gate's largest batch, 1 to 4096.
         explain: name the first layer that departs when the gate fails.
         opset: of the ONNX operators.
         transpose_bytes: see `export.graph.trace`.
@@ -90,12 +92,12 @@ def export_onnx(embedder: TorchEmbedder, path: Path, options: ExportOptions | No
 
     Args:
         embedder: its network is copied, never changed.
-        path: the file to write, atomically; its folder must exist. A file that is there already is replaced when
-            the new one has passed the gate, and left as it is otherwise.
+        path: the file to write, NAME.onnx, atomically; its folder must exist. A file that is there already is replaced
+            when the new one has passed the gate, and left as it is otherwise.
         options: those of the class when left out.
 
     Raises:
-        UsageError: the options contradict each other.
+        UsageError: the options contradict each other, or the file is not called .onnx.
         InputError: no photos for the parity gate or for calibration.
         OutputError: the file cannot be written.
         ModelError: the network does not give (n, dim) float32, has no form in plain ONNX operators, is too large, or
@@ -104,7 +106,8 @@ def export_onnx(embedder: TorchEmbedder, path: Path, options: ExportOptions | No
     """
     options = ExportOptions() if options is None else options
     # The cheap ones first: what is wrong with the arguments is told before minutes of work.
-    _check_options(embedder, path, options)
+    check_options(path, options)
+    _check_size(embedder, options.precision)
     wanted = embedder.preprocessing
     check_asked(options.index, options.labels, folder=options.photos, name=embedder.identity, preprocessing=wanted)
     pictures = gather_pictures(options.photos, wanted, at_least=options.max_batch)
@@ -126,16 +129,19 @@ def export_onnx(embedder: TorchEmbedder, path: Path, options: ExportOptions | No
     )
     limits = default_limits(options.precision) if options.limits is None else options.limits
     model = traced.model
+    # Torch's program holds the weights once more, and a half or int8 model makes the float32 one superfluous.
+    explainable = traced if options.explain else None
+    del traced
     checked = model
     if options.precision == "fp16":
-        model = to_half(traced.model, pictures.pixels[:_MEASURED_PHOTOS])
+        model = to_half(model, for_ranges(pictures.pixels))
         # ONNX Runtime computes float16 in float32 on a CPU: what is compared must be rounded as a GPU rounds it.
         checked = as_a_gpu_rounds(model)
     elif calibration is not None:
         from export.int8 import to_int8  # here, since ONNX Runtime's quantisation takes a second to import
 
         model, quantised = to_int8(
-            traced.model, calibration.pixels, min_cosine=limits.min_cosine, target=options.int8_target, report=_log.info
+            model, calibration.pixels, min_cosine=limits.min_cosine, target=options.int8_target, report=_log.info
         )
         for line in quantised.lines():
             _log.info("%s", line)
@@ -144,7 +150,14 @@ def export_onnx(embedder: TorchEmbedder, path: Path, options: ExportOptions | No
     try:
         if checked is not model:
             few = Pictures(pictures.names[: options.max_batch], pictures.pixels[: options.max_batch])
-            check_parity(_bytes(model), few, expected[: len(few.names)], limits=limits, max_batch=1, identity=identity)
+            check_parity(
+                _bytes(model),
+                few,
+                expected[: len(few.names)],
+                limits=limits,
+                max_batch=options.max_batch,
+                identity=identity,
+            )
         report = check_parity(
             _bytes(checked),
             pictures,
@@ -156,8 +169,8 @@ def export_onnx(embedder: TorchEmbedder, path: Path, options: ExportOptions | No
             identity=identity,
         )
     except ParityError as error:
-        if options.explain:
-            raise _explained(error, model, traced, pictures) from error
+        if explainable is not None:
+            raise _explained(error, model, explainable, pictures) from error
         raise
     if options.record_parity:
         described = {entry.key: entry.value for entry in model.metadata_props}
@@ -173,11 +186,26 @@ def export_onnx(embedder: TorchEmbedder, path: Path, options: ExportOptions | No
     return report
 
 
-def _check_options(embedder: TorchEmbedder, path: Path, options: ExportOptions) -> None:
+def check_options(path: Path, options: ExportOptions) -> None:
+    """Finds out what is wrong with the arguments, as far as no weights are needed for it.
+
+    Raises:
+        UsageError: the options contradict each other, or the file is not called .onnx.
+        OutputError: there is no folder to write into, or what is there is no file.
+    """
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path.name}: there is no folder {path.parent}")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: a folder is called so", hint="name a file, such as vit.onnx")
+    # Also that a checkpoint, or whatever else was meant to be read, is not taken for the file to write.
+    if path.suffix.lower() != ".onnx":
+        raise UsageError(
+            f"cannot write {path}: an ONNX model is called .onnx", hint=f"--out {path.stem or 'model'}.onnx"
+        )
+    if path.exists() and not path.is_file():
+        raise OutputError(f"cannot write {path}: it is no regular file", hint="name a file, such as vit.onnx")
+    if not 1 <= options.max_batch <= LARGEST_BATCH:
+        raise UsageError(f"--max-batch {options.max_batch}: expected 1 to {LARGEST_BATCH}")
     if options.precision == "int8" and options.calibration is None:
         raise UsageError(
             "int8 takes its scales from photos, and there are none to take them from",
@@ -185,12 +213,15 @@ def _check_options(embedder: TorchEmbedder, path: Path, options: ExportOptions) 
         )
     if options.precision != "int8" and options.calibration is not None:
         raise UsageError(f"photos for calibration, and {options.precision} needs none", hint="--precision int8")
+
+
+def _check_size(embedder: TorchEmbedder, precision: Precision) -> None:
     size = weight_bytes(embedder.network)
     # int8 starts from the float32 model, which ONNX Runtime calibrates.
-    if (size // 2 if options.precision == "fp16" else size) > MAX_BYTES:
-        fits = options.precision == "fp32" and size // 2 <= MAX_BYTES
+    if (size // 2 if precision == "fp16" else size) > MAX_BYTES:
+        fits = precision == "fp32" and size // 2 <= MAX_BYTES
         raise ModelError(
-            f"the weights take {size / _GIB:.1f} GiB in float32, and an ONNX model of {options.precision} in one file "
+            f"the weights take {size / _GIB:.1f} GiB in float32, and an ONNX model of {precision} in one file "
             "holds less than 2 GiB",
             hint="--precision fp16 halves it" if fits else "take a smaller backbone",
         )
@@ -217,7 +248,7 @@ def _explained(error: ParityError, model: onnx.ModelProto, traced: Traced, pictu
         if departure is not None
         else ["no layer departs: the traced graph computes what the model does, and the network itself another thing"]
     )
-    return ModelError("\n".join([str(error), *lines]), hint=error.hint)
+    return ModelError("\n".join([str(error), *lines]), hint=REMEDIES)
 
 
 def _bytes(model: onnx.ModelProto) -> bytes:

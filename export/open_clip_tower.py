@@ -29,6 +29,8 @@ PREFIX: Final = "open_clip:"
 # configuration that would be fetched.
 _NO_TEXT: Final = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 _VISUAL: Final = "visual."
+_OPENAI: Final = "openai"
+_QUICK_GELU: Final = "-quickgelu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +79,27 @@ def known_tags(architecture: str) -> str:
 
 
 def published_tower(tower: TowerName) -> Published:
-    """Where open_clip publishes the weights of a tag."""
+    """Where open_clip publishes the weights of a tag.
+
+    OpenAI's own files are programs (TorchScript), which are not run here; the hub has the same weights as tensors. So
+    neither OpenAI's address nor what its package left in the cache that open_clip shares with it is looked at.
+    """
     configuration = tower.configuration
     repository, _, filename = str(configuration.get("hf_hub", "")).rpartition("/")
     filenames = (filename,) if filename else ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     if filename.endswith((".bin", ".pth")):
         filenames = (f"{filename[:-4]}.safetensors", filename)
-    return Published(repository, filenames, str(configuration.get("url", "")), Path("~/.cache/clip").expanduser())
+    url = "" if repository and tower.tag == _OPENAI else str(configuration.get("url", ""))
+    return Published(repository, filenames, url, Path("~/.cache/clip").expanduser())
+
+
+def random_name(tower: TowerName) -> str:
+    """What a tower of random weights is called: its architecture, which a tag may change in its activation alone.
+
+    `-quickgelu` is open_clip's own word for that.
+    """
+    quick = bool(tower.configuration.get("quick_gelu", False))
+    return tower.architecture + (_QUICK_GELU if quick and not tower.architecture.endswith(_QUICK_GELU) else "")
 
 
 def tower_licence(tower: TowerName) -> str:
@@ -91,7 +107,7 @@ def tower_licence(tower: TowerName) -> str:
 
     open_clip itself does not say; these are what the publishers' own pages say.
     """
-    if tower.tag == "openai":
+    if tower.tag == _OPENAI:
         return "MIT"
     repository = str(tower.configuration.get("hf_hub", ""))
     if repository.startswith("laion/"):
@@ -178,7 +194,7 @@ def _preprocessing(configuration: dict[str, Any], architecture: str) -> Preproce
         raise UsageError(f"{architecture} resizes by {mode!r}, which geoinfer does not")
     return Preprocessing(
         size=int(sides.pop()),
-        resize="squash" if mode == "squash" else "crop_floor",
+        resize="squash" if mode == "squash" else "crop_torchvision",
         interpolation=configuration["interpolation"],
         mean=tuple(configuration["mean"]),
         std=tuple(configuration["std"]),

@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 
 from export.index_parity import IndexParity, check_asked, compare_on_index
-from export.parity_report import ParityLimits, ParityReport, default_limits, faults_of
+from export.parity_report import ParityLimits, ParityReport, chosen_limits, default_limits, faults_of
 from export.pictures import Pictures, gather_pictures
 from geoinfer.errors import ModelError, UsageError
 
@@ -33,6 +33,7 @@ __all__ = [
     "Pictures",
     "check_asked",
     "check_parity",
+    "chosen_limits",
     "default_limits",
     "gather_pictures",
     "reference_embeddings",
@@ -43,6 +44,8 @@ _AT_ONCE: Final = 4
 _EPSILON: Final = 1e-12
 _SMALL_BATCHES: Final = (1, 2, 3)
 _WORST: Final = 4
+
+REMEDIES: Final = "another --precision keeps more; --min-cosine, --min-agreement and --max-shift move the limits"
 
 
 class ParityError(ModelError):
@@ -56,8 +59,7 @@ class ParityError(ModelError):
     def __init__(self, message: str, *, rows: tuple[int, ...], report: ParityReport | None = None) -> None:
         super().__init__(
             f"the exported model failed the parity gate: {message}; nothing was written",
-            hint="--explain names the first layer that departs; another --precision keeps more; --min-cosine, "
-            "--min-agreement and --max-shift move the limits",
+            hint=f"--explain names the first layer that departs; {REMEDIES}",
         )
         self.rows = rows
         self.report = report
@@ -157,6 +159,7 @@ def check_parity(
         min_cosine=float(cosines.min()),
         mean_cosine=float(in_largest.mean()),
         worst=pictures.names[int(cosines.argmin())],
+        constant_cosine=float(np.linalg.norm(expected.astype(np.float64).mean(axis=0))),
         batch_cosine=float(alike.min()),
         max_norm_error=max_norm_error,
         index=answers,

@@ -23,6 +23,9 @@ CHECKOUT_PHOTOS: Final = Path(__file__).parents[1] / "examples" / "photos"
 MAX_PHOTOS: Final = 256
 """Photos of a large folder that are looked at: a minute or two of a ViT-B on two cores."""
 
+MEASURED_PHOTOS: Final = 64
+"""That float16 is measured on, one at a time."""
+
 _DIGEST_BYTES: Final = 32
 
 
@@ -65,7 +68,8 @@ def gather_pictures(
 ) -> Pictures:
     """Photos spread evenly over a folder, turned by a quarter each time round when there are too few.
 
-    A file that cannot be decoded costs itself alone: another takes its place, and its name is kept.
+    A file that cannot be decoded costs itself alone: another takes its place, and its name is kept. Copies of a file
+    count as one photo, for a second would say nothing new of a model.
 
     Args:
         folder: searched with all below it; the checkout's `examples/photos` if left out.
@@ -92,12 +96,16 @@ def gather_pictures(
     files: list[bytes] = []
     decoded: list[NDArray[np.uint8]] = []
     digests: list[bytes] = []
+    seen: set[bytes] = set()
     unreadable: dict[str, str] = {}
     for row in _spread(len(sources), wanted):
         path = sources[row].path
         name = _display(os.path.relpath(path, top))
         try:
             data, kind = read_image_file(path)
+            digest = hashlib.sha256(data).digest()
+            if digest in seen:
+                continue
             pixels = decode_pixels(data, kind, preprocessing)
         except ImageError as error:
             unreadable[name] = str(error)
@@ -105,7 +113,8 @@ def gather_pictures(
         names.append(name)
         files.append(path)
         decoded.append(pixels)
-        digests.append(hashlib.sha256(data).digest())
+        digests.append(digest)
+        seen.add(digest)
         if len(files) == wanted:
             break
     if not files:
@@ -126,6 +135,28 @@ def gather_pictures(
         content_sha256=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES),
         unreadable=tuple(unreadable),
     )
+
+
+def for_ranges(pixels: NDArray[np.uint8], at_most: int = MEASURED_PHOTOS) -> NDArray[np.uint8]:
+    """Pictures to measure activations on: some spread over the given ones, and what photos seldom hold.
+
+    Args:
+        pixels: (n, size, size, 3) uint8.
+        at_most: of them.
+
+    Returns:
+        (min(n, at_most) + 4, size, size, 3) uint8, the last four black, white, noise, and stripes two pixels wide.
+    """
+    size = pixels.shape[1]
+    stripes = np.broadcast_to((np.arange(size) // 2 % 2 * 255)[None, :, None], (size, size, 3))
+    drawn = [
+        np.zeros((size, size, 3)),
+        np.full((size, size, 3), 255),
+        np.random.default_rng(0).integers(0, 256, (size, size, 3)),
+        stripes,
+    ]
+    chosen = _spread(len(pixels), at_most)[:at_most]
+    return np.concatenate([pixels[chosen], np.stack(drawn).astype(np.uint8)])
 
 
 def _is_candidate(source: Source) -> bool:

@@ -9,9 +9,12 @@ What an embedding is follows the way in which each family was trained, and what 
   to compare by cosine. timm's CLIP names give the class token before the projection.
 - ConvNeXt, ResNet and other convolutional networks: the mean over the last map, and the norm that follows it if any.
 
-Pixels: the shorter side is resized to the size that the model takes, and the centre cut out. timm's own evaluation
-resizes to a little more (`crop_pct`) and cuts more away; the rest of a photo is worth more to us than the last
-percent of ImageNet.
+Pixels: the shorter side is resized to the size that the model takes, and the centre cut out as torchvision cuts it.
+timm's own evaluation resizes to a little more (`crop_pct`) and cuts more away; the rest of a photo is worth more to us
+than the last percent of ImageNet.
+
+An embedder is named alike by whatever name it was asked for: with the tag of its weights, which timm fills in where it
+was left out, or with the architecture alone where the weights are random.
 """
 
 from __future__ import annotations
@@ -91,6 +94,9 @@ def _load_timm(
 ) -> TorchEmbedder:
     check_name(name, called="the backbone")
     configuration: Any = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    architecture = name.partition(".")[0]
+    tagged = f"{architecture}.{configuration.tag}" if configuration.tag else name
+    called = architecture if weights == RANDOM else tagged
     preprocessing = _timm_preprocessing(name, configuration, size)
     lite = _EFFICIENTNET_LITE.fullmatch(name)
     path: Path | None = None
@@ -111,17 +117,24 @@ def _load_timm(
             str(error),
             hint="timm's own format is expected; a checkpoint of the trainer goes through `python -m export onnx`",
         ) from error
-    if _DINOV3_TRANSFORMER.fullmatch(name.partition(".")[0]):
+    if _DINOV3_TRANSFORMER.fullmatch(architecture):
         network.global_pool = "token"  # its authors' pooling, see above
     published_licence = _spdx(configuration.license) if weights is None else ""
-    return _embedder(name, network, preprocessing, path, f"{name} by timm, {origin}", licence or published_licence)
+    return _embedder(called, network, preprocessing, path, f"{called} by timm, {origin}", licence or published_licence)
 
 
 def _load_tower(
     name: str, weights: str | None, licence: str | None, *, allow_download: bool, size: int | None
 ) -> TorchEmbedder:
     try:
-        from export.open_clip_tower import build_tower, known_tags, parse_tower, published_tower, tower_licence
+        from export.open_clip_tower import (
+            build_tower,
+            known_tags,
+            parse_tower,
+            published_tower,
+            random_name,
+            tower_licence,
+        )
     except ModuleNotFoundError as error:
         if error.name != "open_clip":
             raise
@@ -144,9 +157,14 @@ def _load_tower(
         origin = "random weights"
     network, preprocessing = build_tower(tower, path, size)
     published_licence = tower_licence(tower) if weights is None else ""
-    plain = name.removeprefix(OPEN_CLIP).replace("/", ".")
+    called = random_name(tower) if path is None else name.removeprefix(OPEN_CLIP)
     return _embedder(
-        f"open_clip-{plain}", network, preprocessing, path, f"{name}, {origin}", licence or published_licence
+        f"open_clip-{called.replace('/', '.')}",
+        network,
+        preprocessing,
+        path,
+        f"{OPEN_CLIP}{called}, {origin}",
+        licence or published_licence,
     )
 
 
@@ -174,7 +192,7 @@ def _timm_preprocessing(name: str, configuration: Any, size: int | None) -> Prep
     interpolation = values["interpolation"]
     return Preprocessing(
         size=height if size is None else size,
-        resize="squash" if values["crop_mode"] == "squash" else "crop_floor",
+        resize="squash" if values["crop_mode"] == "squash" else "crop_torchvision",
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from export.layers import Layer, open_session, weighted_layers, with_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -120,7 +120,10 @@ class Ranges:
 
 
 def measure_ranges(
-    model: onnx.ModelProto, values: Iterable[str], pixels: NDArray[np.uint8], tick: Any = None
+    model: onnx.ModelProto,
+    values: Iterable[str],
+    pixels: NDArray[np.uint8],
+    tick: Callable[[int], None] | None = None,
 ) -> Ranges:
     """Runs the float model, one picture at a time, so that memory does not depend on how many there are.
 

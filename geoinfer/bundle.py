@@ -94,19 +94,21 @@ def open_bundle(folder: Path, *, verify: bool = False) -> Bundle:
     check_files(folder, manifest["files"], ModelError, verify=verify)
     if not {"model.onnx", "index/manifest.json"} <= set(manifest["files"]):
         raise ModelError(f"{folder}: the bundle lists no model.onnx or no index/manifest.json")
-    licences = manifest.get("licences", {})
-    if not isinstance(licences, dict):
-        raise ModelError(f"{folder}/{MANIFEST_NAME}: damaged: licences is no object", hint="copy or build it again")
-    metrics = manifest.get("metrics")
-    return Bundle(
-        folder=folder,
-        name=str(manifest.get("name", folder.name)),
-        description=str(manifest.get("description", "")),
-        notice=str(manifest.get("notice", "")),
-        licences={str(part): str(licence) for part, licence in licences.items()},
-        files=manifest["files"],
-        metrics=metrics if isinstance(metrics, dict) else {},  # figures for a reader: nothing fails for want of them
-    )
+    texts = {"name": folder.name, "description": "", "notice": ""}
+    for field_name in texts:
+        texts[field_name] = manifest.get(field_name, texts[field_name])
+        if not isinstance(texts[field_name], str):
+            raise _damaged(folder, f"{field_name} is no text")
+    licences, metrics = manifest.get("licences", {}), manifest.get("metrics", {})
+    if not isinstance(licences, dict) or not all(isinstance(terms, str) for terms in licences.values()):
+        raise _damaged(folder, "licences is no object of texts")
+    if not isinstance(metrics, dict):
+        raise _damaged(folder, "metrics is no object")
+    return Bundle(folder=folder, **texts, licences=licences, files=manifest["files"], metrics=metrics)
+
+
+def _damaged(folder: Path, what: str) -> ModelError:
+    return ModelError(f"{folder}/{MANIFEST_NAME}: damaged: {what}", hint="copy or build it again")
 
 
 def check_loaded(bundle: Bundle, path: Path, sha256: str) -> None:

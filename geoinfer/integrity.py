@@ -8,6 +8,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from geoinfer.errors import OutputError
+from geoinfer.unfinished import undone_at_the_end
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -21,14 +24,22 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that appears under `path`, whole and on the disk, when the block ends; on an error it never does."""
+    """Opens a file that appears under `path`, whole and on the disk, when the block ends; on an error it never does.
+
+    Raises:
+        OSError: it cannot be written.
+        OutputError: `path` is a device, a pipe or a socket, which a file would take the place of.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OutputError(f"{path}: not a regular file", hint="a file would take its place; choose another name")
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with undone_at_the_end(lambda: temporary.unlink(missing_ok=True)):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -49,6 +49,8 @@ def test_every_link_leads_somewhere() -> None:
     [
         ("README.md", {"pipeline-12MP.md", "pipeline-web.md", "memory.md"}),
         ("docs/training.md", {"toy_world.md", "training.md"}),
+        ("docs/engines.md", {"embed-cpu.md"}),
+        ("docs/embedders.md", {"geoclip-cpu.md"}),
     ],
 )
 def test_pages_show_what_the_benchmarks_printed(page: str, names: set[str]) -> None:

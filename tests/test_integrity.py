@@ -5,10 +5,12 @@ import hashlib
 import json
 import math
 import os
+import socket
 import subprocess
 
 import pytest
 
+from geoinfer.errors import OutputError
 from geoinfer.integrity import atomic_file, canonical_json, sha256_of, sync_file, sync_folder, write_json
 
 
@@ -79,6 +81,26 @@ class TestAtomicFile:
             file.write(b"new")
         assert os.listdir(tmp_path) == ["out"]
         assert os.listdir(path) == ["kept"]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+    def test_a_pipe_in_the_way_stays(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "link").symlink_to("pipe")
+        for name in ("pipe", "link"):
+            with pytest.raises(OutputError, match="not a regular file") as caught, atomic_file(tmp_path / name):
+                pytest.fail("the block must not run")
+            assert str(caught.value).startswith(str(tmp_path / name))
+        assert (tmp_path / "pipe").is_fifo()
+        assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+    @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no sockets with names here")
+    def test_a_socket_in_the_way_stays(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
+            listening.bind("here")
+            with pytest.raises(OutputError, match="not a regular file"), atomic_file(tmp_path / "here"):
+                pytest.fail("the block must not run")
+        assert (tmp_path / "here").is_socket()
 
     def test_a_missing_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "gone" / "out"):

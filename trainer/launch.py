@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from geoinfer.batch.lock import OutputLock
 from geoinfer.errors import InputError, ModelError, OutputError, UsageError
+from geoinfer.lock import OutputLock
 from geoinfer.machine import available_cores
 from trainer.batches import drawn
 from trainer.checkpoint import read_checkpoint_info, start_from

@@ -38,7 +38,9 @@ def bundle(
             "--attribution", help="Text that becomes ATTRIBUTION.md.", show_default="made from the index's sources"
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle that is there; its engines stay where they fit.")
+    ] = False,
 ) -> None:
     """Make a bundle, which `geoinfer predict --engine` takes, of a model and its index.
 
@@ -65,7 +67,7 @@ def bundle(
         licences=licences,
         attribution=None if attribution is None else read_attribution(attribution),
     )
-    written = write_bundle(parts, out, force=force)
+    written = write_bundle(parts, out, force=force, report=typer.echo)
     total_bytes = sum(file["bytes"] for file in written.files.values())
     typer.echo(f"{out}: {written.description}, {total_bytes / 1e6:.1f} MB")
     if figures := written.metrics.get("leave_one_out"):

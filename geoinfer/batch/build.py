@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD
-from geoinfer.batch.lock import OutputLock
 from geoinfer.batch.pipeline import Block, Pipeline
 from geoinfer.batch.rows import failed_row, path_fields
 from geoinfer.batch.writers import check_error_report, write_error_report
@@ -26,6 +25,7 @@ from geoinfer.images.near_duplicates import HASH_BYTES, perceptual_hash
 from geoinfer.index import References, open_index, write_index
 from geoinfer.index.store import INDEX_FORMAT
 from geoinfer.labels import Label, LabelsFile, count_rows, open_labels, read_labels
+from geoinfer.lock import OutputLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,9 +19,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from geoinfer.batch.lock import OutputLock
 from geoinfer.errors import OutputError, UsageError
 from geoinfer.integrity import atomic_file, canonical_json, sync_folder, temporary_name, write_json
+from geoinfer.lock import OutputLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from geoinfer.backends import EmbedderIdentity
+    from geoinfer.engines.sidecar import Sidecar
 
 
 def info(
@@ -74,10 +78,56 @@ def _bundle(folder: Path, *, verify: bool) -> dict[str, Any]:
         "index": f"{manifest.kind}, {manifest.size} references, {manifest.geocells} geocells (S2 level 6)",
         "licences": [f"{part}: {licence}" for part, licence in bundle.licences.items()],
     }
+    if engines := _engines(folder, manifest.embedder, verify=verify):
+        values["engines"] = engines
     values |= _measured(bundle.metrics)
     if bundle.notice:
         values["notice"] = bundle.notice
     return values
+
+
+def _engines(folder: Path, embedder: EmbedderIdentity, *, verify: bool) -> list[str]:
+    """A line for each engine beside the model: what it was built for, and whether it serves here."""
+    from geoinfer.engines.choose import engines_beside
+    from geoinfer.engines.sidecar import check_engine_file, read_sidecar
+    from geoinfer.errors import GeoInferError
+
+    lines = []
+    for engine in engines_beside(folder):
+        about = ""
+        try:
+            sidecar = read_sidecar(engine)
+            capabilities = ", ".join(name.replace("+", " and later") for name in sidecar.compute_capabilities)
+            about = f"{sidecar.precision}, for compute capability {capabilities}, {sidecar.platform}, {sidecar.title}; "
+            check_engine_file(engine, sidecar, contents=verify)
+            verdict = _verdict(engine, sidecar, embedder)
+        except GeoInferError as error:
+            verdict = f"not used: {str(error).removeprefix(f'{engine}: ').removeprefix(f'{folder}/')}"
+        lines.append(f"{engine.name}: {about}{verdict}")
+    return lines
+
+
+def _verdict(engine: Path, sidecar: Sidecar, embedder: EmbedderIdentity) -> str:
+    from geoinfer.backends import EmbedderIdentity
+    from geoinfer.engines.flavors import load_flavor
+    from geoinfer.engines.gpu import find_gpu
+    from geoinfer.engines.sidecar import check_fits
+    from geoinfer.errors import DeviceError, MismatchError, MissingPackageError
+    from geoinfer.images import Preprocessing
+
+    own = EmbedderIdentity(sidecar.identity, sidecar.dim, Preprocessing.from_dict(sidecar.preprocessing))
+    if own != embedder:
+        raise MismatchError(f"of another embedder, {own}")
+    try:
+        gpu = find_gpu(0)
+    except (DeviceError, MissingPackageError) as error:
+        return f"not used here: {error}"
+    try:
+        version: str | None = load_flavor(sidecar.flavor).version
+    except MissingPackageError:
+        version = None
+    remark = check_fits(engine, sidecar, version, gpu)
+    return f"fits {gpu}" + (f" ({remark})" if remark else "")
 
 
 def _measured(metrics: dict[str, Any]) -> dict[str, str]:

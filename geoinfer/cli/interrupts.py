@@ -12,15 +12,26 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from geoinfer.errors import EXIT_INTERRUPTED
+from geoinfer.unfinished import undo_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_program = "geoinfer"
 
-def interrupts_end_the_process() -> None:
-    """From now on either signal prints one line and ends the process with 130: there is nothing to save."""
+
+def interrupts_end_the_process(program: str | None = None) -> None:
+    """From now on either signal prints one line and ends the process with 130: there is nothing to save.
+
+    What is half written is removed first, see `geoinfer.unfinished`.
+
+    Args:
+        program: whose name the line begins with; as before if left out.
+    """
+    global _program
+    _program = program or _program
     _handle_by(_end)
 
 
@@ -53,6 +64,8 @@ def _raise_once(_number: int, _frame: Any) -> None:
 
 
 def _end(_number: int, _frame: Any) -> None:
+    ignore_interrupts()  # a second one would stop the removal half-way
+    undo_unfinished()
     with contextlib.suppress(OSError):
-        os.write(2, b"geoinfer: interrupted\n")
+        os.write(2, f"{_program}: interrupted\n".encode())
     os._exit(EXIT_INTERRUPTED)

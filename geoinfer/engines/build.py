@@ -45,6 +45,8 @@ from geoinfer.errors import (
     UsageError,
 )
 from geoinfer.integrity import atomic_file, sha256_of, sync_folder
+from geoinfer.lock import OutputLock
+from geoinfer.unfinished import undone_at_the_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -98,6 +100,29 @@ def build_engine(
     where = f"for {gpu}" if gpu and flavor.name == TENSORRT else f"for compute capability {', '.join(capabilities)}"
     takes = "this takes minutes" if flavor.name == TENSORRT else "this takes seconds"
     report(f"building with {flavor.title} {where.replace('+', ' and later')}, {model.precision}: {takes}")
+    lock = OutputLock(out.with_name(f".{out.name}.lock"), out, option="--out")
+    with _output_errors(out):
+        lock.take()
+    with undone_at_the_end(lock.remove):
+        try:
+            return _built(model, flavor, gpu, capabilities, onnx, out, options, report, check, writing)
+        finally:
+            lock.remove()
+
+
+def _built(
+    model: EmbedderModel,
+    flavor: Flavor,
+    gpu: Gpu | None,
+    capabilities: tuple[str, ...],
+    onnx: Path,
+    out: Path,
+    options: BuildOptions,
+    report: Callable[[str], None],
+    check: Callable[[Path, Sidecar], dict[str, Any] | None] | None,
+    writing: Callable[[], AbstractContextManager[None]],
+) -> Sidecar:
+    """Builds and writes, in the locked place."""
     began = time.monotonic()
     plan, timings = _interruptible(lambda: _build(model, flavor, options, report))
     seconds = time.monotonic() - began

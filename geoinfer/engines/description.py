@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from geoinfer.engines.embedder_model import PRECISIONS
 from geoinfer.engines.flavors import FLAVORS, TITLES
 from geoinfer.engines.onnx_metadata import TensorSpec
 from geoinfer.errors import UsageError
 from geoinfer.images.preprocessing import Preprocessing
+from geoinfer.model_metadata import PRECISIONS
 
 FORMAT: Final = "geoinfer-engine"
 VERSION: Final = 1

@@ -31,7 +31,7 @@ class EmbedderModel:
         identity: name of the embedding space.
         dim: length of an embedding.
         preprocessing: which pixels it wants, as `Preprocessing.as_dict`.
-        precision: one of `PRECISIONS`.
+        precision: one of `geoinfer.model_metadata.PRECISIONS`.
         source: where the weights come from; may be empty.
         licence: of the weights; may be empty.
         weights_sha256: of the weights as they were received; may be empty.

@@ -512,13 +512,15 @@ def _resize(
     box = (0.0, 0.0, float(width), float(height))
     if preprocessing.resize != "squash":
         # As "resize the shorter side to `size`, round the longer, cut the centre" does, in one step.
-        whole = math.floor if preprocessing.resize == "crop_floor" else round
+        whole = round if preprocessing.resize == "crop" else math.floor
         scaled = (
             (size, max(size, whole(height * size / width)))
             if width <= height
             else (max(size, whole(width * size / height)), size)
         )
-        left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+        # Half a pixel is rounded to the even one by torchvision, left out by the others.
+        middle = round if preprocessing.resize == "crop_torchvision" else math.floor
+        left, top = middle((scaled[0] - size) / 2), middle((scaled[1] - size) / 2)
         sx, sy = width / scaled[0], height / scaled[1]
         box = (left * sx, top * sy, (left + size) * sx, (top + size) * sy)
     x0, y0, x1, y1 = (edge * scale for edge in _unorient_box(box, width, height, orientation))

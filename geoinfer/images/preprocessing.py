@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, cast, get_args
 from geoinfer.errors import UsageError
 from geoinfer.integrity import canonical_json
 
-ResizePolicy = Literal["crop", "crop_floor", "squash"]
+ResizePolicy = Literal["crop", "crop_floor", "crop_torchvision", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -28,8 +28,10 @@ class Preprocessing:
 
     Attributes:
         size: side of the square that the model takes, in pixels.
-        resize: `crop` resizes the shorter side to `size`, rounds the longer, and cuts the centre; `crop_floor` leaves
-            fractions of the longer side out instead, as torchvision and transformers do; `squash` resizes both sides.
+        resize: `crop` resizes the shorter side to `size`, the longer to the nearest pixel, and cuts out the centre,
+            before which go `(longer - size) / 2` pixels, rounded down. `crop_floor` rounds the longer side down, as the
+            CLIP image processor of transformers does. `crop_torchvision` rounds it down too, but half a pixel before
+            the centre to the even number, as Resize and CenterCrop of torchvision do. `squash` resizes both sides.
         interpolation: the resampling filter, always antialiased when it shrinks.
         mean: per channel, of pixels scaled to [0, 1]. Applied inside the model's graph, and kept here because two
             models that differ in nothing else are still two embedders.

@@ -17,12 +17,12 @@ from PIL import Image
 from geoinfer.backends import open_embedder
 from geoinfer.batch import build
 from geoinfer.batch.build import BuildOptions, named_sequences, run_build
-from geoinfer.batch.lock import OutputLock
 from geoinfer.bundle import SHIPPED, open_bundle
 from geoinfer.errors import InputError, InterruptedRunError, LabelsError, OutputError, UsageError
 from geoinfer.geolocator import Geolocator
 from geoinfer.images import load_pixels
 from geoinfer.index import open_index
+from geoinfer.lock import OutputLock
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from geoinfer.batch import lock as lock_module
+from geoinfer import lock as lock_module
 from geoinfer.batch.ledger import InputDigest, RunLedger
-from geoinfer.batch.lock import OutputLock
 from geoinfer.errors import OutputError, UsageError
+from geoinfer.lock import OutputLock
 
 PRINT = {"model": "m", "--k": 10, "--shard": None}
 

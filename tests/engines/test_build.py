@@ -27,6 +27,7 @@ from geoinfer.errors import (  # noqa: E402
     OutputError,
     UsageError,
 )
+from geoinfer.lock import OutputLock  # noqa: E402
 from tests.engines.fakes import FakeApi, FakeRuntime, plan_bytes, put_engine  # noqa: E402
 from tests.onnx_models import METADATA, make_model  # noqa: E402
 
@@ -249,6 +250,15 @@ def test_the_model_is_never_overwritten(machine: Machine, model: Path) -> None:
     link.symlink_to(model)
     with pytest.raises(UsageError, match="is the model itself"):
         machine.build(model, force=True)
+
+
+def test_two_do_not_write_one_engine(machine: Machine, model: Path) -> None:
+    out = model.with_suffix(".trt")
+    with OutputLock(out.with_name(f".{out.name}.lock"), out), pytest.raises(OutputError, match="is writing it"):
+        machine.build(model)
+    assert names(model.parent) == ["vit.onnx"]
+    machine.build(model)
+    assert names(model.parent) == ["vit.onnx", "vit.trt", "vit.trt.json"]
 
 
 def test_no_gpu(machine: Machine, model: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,26 @@ from typer.testing import CliRunner
 pytest.importorskip("onnx")
 
 from export import bundle as bundles
-from export.bundle import BundleParts, check_bundle_output, leave_one_out_figures, read_attribution, write_bundle
+from export.bundle import (
+    BundleParts,
+    bundle_lock,
+    check_bundle_output,
+    leave_one_out_figures,
+    read_attribution,
+    write_bundle,
+    write_locked_bundle,
+)
 from export.commands.bundle_command import bundle as bundle_command
 from geoinfer import Geolocator
 from geoinfer import bundle as runtime_bundle
 from geoinfer.answer import Answer
 from geoinfer.backends import open_embedder
-from geoinfer.batch.lock import OutputLock
 from geoinfer.bundle import open_bundle
 from geoinfer.cli import app
 from geoinfer.errors import IndexFolderError, InputError, MismatchError, ModelError, OutputError, UsageError
 from geoinfer.index import LeaveOneOut, References, open_index, write_index
-from tests.engines.fakes import put_engine
+from geoinfer.lock import OutputLock
+from tests.engines.fakes import plan_bytes, put_engine
 from tests.onnx_models import METADATA, SIZE, expected, make_model
 
 COUNT = 40
@@ -385,15 +394,82 @@ class TestWhatIsThereAlready:
 
     def test_a_bundle_only_when_forced(self, parts: BundleParts, tmp_path: Path) -> None:
         write_bundle(parts, tmp_path / "out")
-        (tmp_path / "out" / "stale").write_text("x")
         with pytest.raises(OutputError, match="exists already") as caught:
             write_bundle(parts, tmp_path / "out")
         assert "--force" in caught.value.hint
-        assert (tmp_path / "out" / "stale").exists()
         new = BundleParts(parts.model, parts.index, notice="new")
         assert write_bundle(new, tmp_path / "out", force=True).notice == "new"
-        assert not (tmp_path / "out" / "stale").exists()
         assert os.listdir(tmp_path) == ["out"]
+
+    @pytest.mark.parametrize(
+        "name", ["notes.txt", "index/a.jpg", "sub/a.trt", ".a.trt.geoinfer-tmp", "a.trt.txt", "link"]
+    )
+    def test_files_that_are_no_part_of_it_are_not_lost(self, parts: BundleParts, tmp_path: Path, name: str) -> None:
+        folder = write_bundle(parts, tmp_path / "out").folder
+        (folder / "sub").mkdir()
+        if name == "link":
+            (folder / name).symlink_to(tmp_path / "nowhere")
+        else:
+            (folder / name).write_text("mine")
+        with pytest.raises(OutputError, match=re.escape(f"no part of the bundle: {name}")) as caught:
+            write_bundle(parts, folder, force=True)
+        assert "move them" in caught.value.hint
+        assert os.path.lexists(folder / name)
+
+    def test_many_of_them_are_counted(self, parts: BundleParts, tmp_path: Path) -> None:
+        folder = write_bundle(parts, tmp_path / "out").folder
+        for number in range(9):
+            (folder / f"{number}.jpg").touch()
+        with pytest.raises(OutputError, match=r"0\.jpg, 1\.jpg, 2\.jpg, 3\.jpg, 4\.jpg and 4 more$"):
+            write_bundle(parts, folder, force=True)
+
+    def test_engines_that_were_built_into_it_are_kept_where_they_fit(self, parts: BundleParts, tmp_path: Path) -> None:
+        folder = write_bundle(parts, tmp_path / "out").folder
+        for name, changes in {"a.trt": {}, "b.trt": {"identity": "tiny:1"}, "c.trt": {}, "d.TRT": {}}.items():
+            put_engine(folder / name, **changes)
+            (folder / f"{name}.cache").write_bytes(name.encode())
+        (folder / "c.trt.json").unlink()
+        before = contents(folder)
+        told: list[str] = []
+        written = write_bundle(parts, folder, force=True, report=told.append)
+        kept = {f"{name}{ending}" for name in ("a.trt", "d.TRT") for ending in ("", ".json", ".cache")}
+        assert listing(folder) == {*written.files, "bundle.json", *kept}
+        assert {name: contents(folder)[name] for name in kept} == {name: before[name] for name in kept}
+        assert not kept & set(written.files)
+        assert len(told) == 4
+        assert told[0] == "the engine a.trt of the old bundle is kept"
+        assert told[1].startswith("the engine b.trt of the old bundle is left out: the engine")
+        assert "tiny:1" in told[1]
+        assert told[2].startswith("the engine c.trt of the old bundle is left out: has no sidecar")
+        assert os.listdir(tmp_path) == ["out"]
+
+    def test_engines_of_the_manifest_too_unless_others_come_in_their_place(
+        self, parts: BundleParts, tmp_path: Path
+    ) -> None:
+        (tmp_path / "new").mkdir()
+        first, second = put_engine(tmp_path / "a.trt"), put_engine(tmp_path / "b.trt")
+        folder = write_bundle(BundleParts(parts.model, parts.index, engines=(first, second)), tmp_path / "out").folder
+        other = put_engine(tmp_path / "new" / "a.trt", plan_bytes(length=300))
+        told: list[str] = []
+        given = BundleParts(parts.model, parts.index, engines=(other,))
+        written = write_bundle(given, folder, force=True, report=told.append)
+        assert (folder / "a.trt").read_bytes() == other.read_bytes()
+        assert (folder / "b.trt").read_bytes() == second.read_bytes()
+        assert told == ["the engine b.trt of the old bundle is kept"]
+        assert "a.trt" in written.files
+        open_bundle(folder, verify=True)
+
+    def test_where_files_cannot_have_two_names_engines_are_copied(
+        self, parts: BundleParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(*_: object) -> None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        folder = write_bundle(parts, tmp_path / "out").folder
+        plan = put_engine(folder / "a.trt").read_bytes()
+        monkeypatch.setattr(os, "link", refused)
+        write_bundle(parts, folder, force=True)
+        assert (folder / "a.trt").read_bytes() == plan
 
     def test_a_damaged_bundle_can_be_replaced(self, parts: BundleParts, tmp_path: Path) -> None:
         write_bundle(parts, tmp_path / "out")
@@ -458,9 +534,26 @@ class TestWhatIsThereAlready:
     def test_another_process_writes_it(self, parts: BundleParts, tmp_path: Path) -> None:
         with (
             OutputLock(tmp_path / ".out.lock", tmp_path / "out"),
-            pytest.raises(OutputError, match="is writing it"),
+            pytest.raises(OutputError, match="is writing it") as caught,
         ):
             write_bundle(parts, tmp_path / "out")
+        assert caught.value.hint == "wait for it, stop it, or choose another --out"
+
+    def test_nor_is_its_work_removed(self, parts: BundleParts, tmp_path: Path) -> None:
+        (tmp_path / ".out.geoinfer-tmp").mkdir()
+        with OutputLock(tmp_path / ".out.lock", tmp_path / "out"), pytest.raises(OutputError):
+            write_bundle(parts, tmp_path / "out")
+        assert (tmp_path / ".out.geoinfer-tmp").exists()
+
+    def test_parts_made_for_it_are_linked(self, model: Path, tmp_path: Path) -> None:
+        own = tmp_path / "own.onnx"
+        own.write_bytes(model.read_bytes())
+        index = make_index(tmp_path / "index", own)
+        with bundle_lock(tmp_path / "out"):
+            written = write_locked_bundle(BundleParts(own, index), tmp_path / "out")
+        assert written.model_path.samefile(own)
+        assert (written.index_path / "vectors.faiss").samefile(index / "vectors.faiss")
+        assert open_bundle(tmp_path / "out", verify=True) == written
 
     def test_no_name(self) -> None:
         with pytest.raises(UsageError, match="expected the name of a new folder"):

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -26,16 +27,19 @@ import torch
 import transformers
 
 from export import geoclip as export_module
+from export.bundle import bundle_lock
 from export.commands.geoclip_command import geoclip as command
 from export.geoclip import (
     ANSWER,
     CLIP_REPOSITORY,
+    CLIP_SHAPE,
     PREPROCESSING,
     GeoClipOptions,
     embed_gallery,
     export_geoclip,
     find_clip,
     load_geoclip,
+    weights_digest,
 )
 from geoinfer import Geolocator
 from geoinfer.batch.predict import PredictOptions, run_predict
@@ -43,6 +47,7 @@ from geoinfer.bundle import open_bundle
 from geoinfer.errors import GeoInferError, InputError, MissingPackageError, ModelError, OutputError, UsageError
 from geoinfer.images import load_pixels
 from geoinfer.index import open_index
+from tests.engines.fakes import put_engine
 
 with warnings.catch_warnings():  # of torch, of what the package does with it
     warnings.simplefilter("ignore")
@@ -58,7 +63,18 @@ AMONG_FEW = 1e-3
 """Allowed between probabilities among so few rows: each is some 250 times what it is in the whole gallery."""
 
 
-def make_clip(folder: Path, *, projection: int = 768, image: int = 224, seed: int = 0) -> Path:
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+"""What `make_clip` has less of than CLIP ViT-L/14."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_towers_are_wanted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "CLIP_SHAPE", CLIP_SHAPE | TINY)
+        yield
+
+
+def make_clip(folder: Path, *, projection: int = 768, image: int = 224, seed: int = 0, **vision: object) -> Path:
     """A CLIP of two narrow layers, in the files that Hugging Face keeps one in."""
     torch.manual_seed(seed)
     config = transformers.CLIPConfig(
@@ -66,7 +82,7 @@ def make_clip(folder: Path, *, projection: int = 768, image: int = 224, seed: in
         text_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                      "projection_dim": projection, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 2},
         vision_config={"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-                       "patch_size": 14, "projection_dim": projection, "image_size": image},
+                       "patch_size": 14, "projection_dim": projection, "image_size": image} | vision,
     )  # fmt: skip
     model = transformers.CLIPModel(config)
     with torch.no_grad():
@@ -211,7 +227,9 @@ class TestTrueShape:
         package.image_encoder.CLIP.save_pretrained(folder / "clip")
         del package
         gc.collect()
-        export_geoclip(folder / "bundle", GeoClipOptions(clip=folder / "clip"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export_module, "CLIP_SHAPE", CLIP_SHAPE)
+            export_geoclip(folder / "bundle", GeoClipOptions(clip=folder / "clip"))
         shutil.rmtree(folder / "clip")
         gc.collect()
         yield SimpleNamespace(
@@ -323,6 +341,93 @@ class TestAgainstThePackage:
         assert first.weights_sha256.startswith(first.identity.partition(":")[2])
 
 
+class TestIdentity:
+    def test_the_shape_is_that_of_clip_vit_l_14(self) -> None:
+        """By the package, which builds that tower, and by open_clip, which knows OpenAI's."""
+        with torch.device("meta"):
+            config = geoclip.GeoCLIP(
+                from_pretrained=False, clip_pretrained=False
+            ).image_encoder.CLIP.vision_model.config
+        assert {name: getattr(config, name) for name in CLIP_SHAPE} == CLIP_SHAPE
+        open_clip = pytest.importorskip("open_clip")
+        theirs = open_clip.get_model_config("ViT-L-14-quickgelu")
+        vision = theirs["vision_cfg"]
+        assert theirs["quick_gelu"]
+        assert CLIP_SHAPE["projection_dim"] == theirs["embed_dim"]
+        assert [CLIP_SHAPE[name] for name in ("image_size", "num_hidden_layers", "hidden_size", "patch_size")] == [
+            vision[name] for name in ("image_size", "layers", "width", "patch_size")
+        ]
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("hidden_size", 32),
+            ("num_hidden_layers", 1),
+            ("num_attention_heads", 4),
+            ("patch_size", 16),
+            ("hidden_act", "gelu"),
+            ("layer_norm_eps", 1e-6),
+            ("image_size", 336),
+            ("projection_dim", 512),
+        ],
+    )
+    def test_a_field_of_the_configuration_that_differs(
+        self, package: Path, clip: Path, tmp_path: Path, name: str, value: object
+    ) -> None:
+        """The weights stay: some of these fields leave them as they are, and change every answer."""
+        folder = tmp_path / "clip"
+        shutil.copytree(clip, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"][name] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelError, match=f"says {name} {value!r}; GeoCLIP stands on {CLIP_REPOSITORY}") as caught:
+            load_geoclip(folder)
+        assert str(folder) in str(caught.value)
+        assert "model.safetensors" in caught.value.hint
+
+    def test_what_weights_do_not_show_is_in_the_digest(self, package: Path, clip: Path, tmp_path: Path) -> None:
+        first = load_geoclip(clip)
+        other = make_clip(tmp_path / "other", hidden_act="gelu")
+        assert (other / "model.safetensors").read_bytes() == (clip / "model.safetensors").read_bytes()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export_module, "CLIP_SHAPE", export_module.CLIP_SHAPE | {"hidden_act": "gelu"})
+            assert load_geoclip(other).identity != first.identity
+
+    def test_swapped_tensors_are_other_weights(self) -> None:
+        networks = []
+        for names in ("ab", "ba", "ab"):
+            network = torch.nn.Module()
+            for number, name in enumerate(names):
+                network.register_parameter(name, torch.nn.Parameter(torch.full((2, 3), float(number))))
+            networks.append(network)
+        digests = [weights_digest(network, CLIP_SHAPE) for network in networks]
+        assert digests[0] == digests[2] != digests[1]
+        assert weights_digest(networks[0], CLIP_SHAPE | {"layer_norm_eps": 1e-6}) != digests[0]
+
+    def test_names_count_and_their_order_does_not(self) -> None:
+        one, reversed_, renamed = torch.nn.Module(), torch.nn.Module(), torch.nn.Module()
+        tensors = {"a": torch.zeros(2), "b": torch.ones(3)}
+        for module, names in ((one, "ab"), (reversed_, "ba")):
+            for name in names:
+                module.register_buffer(name, tensors[name])
+        for name in "ab":
+            renamed.register_buffer(f"{name}{name}", tensors[name])
+        digest = weights_digest(one, CLIP_SHAPE)
+        assert weights_digest(reversed_, CLIP_SHAPE) == digest != weights_digest(renamed, CLIP_SHAPE)
+
+    def test_only_what_comes_from_its_repository_is_called_so(
+        self, package: Path, clip: Path, cache: Path, tmp_path: Path
+    ) -> None:
+        snapshot = cache / "models--openai--clip-vit-large-patch14" / "snapshots" / ("0" * 40)
+        shutil.copytree(clip, snapshot)
+        folder = tmp_path / "mine"
+        shutil.copytree(clip, folder)
+        assert load_geoclip(snapshot).source.endswith(" on openai/clip-vit-large-patch14")
+        named = load_geoclip(folder)
+        assert named.source.endswith(" on CLIP of mine")
+        assert named.identity == load_geoclip(snapshot).identity
+
+
 class TestWhereClipComesFrom:
     def test_without_the_flag_the_network_is_not_touched(self, cache: Path, no_network: list[str]) -> None:
         with pytest.raises(
@@ -420,9 +525,11 @@ class TestDamage:
         if fault in ("layer missing", "another shape"):
             assert "mlp.fc1.weight" in str(caught.value)
 
-    @pytest.mark.parametrize(("projection", "image"), [(512, 224), (768, 336)])
-    def test_another_clip(self, package: Path, tmp_path: Path, projection: int, image: int) -> None:
-        with pytest.raises(ModelError, match=f"a CLIP of {projection} dimensions for {image} pixels"):
+    @pytest.mark.parametrize(
+        ("projection", "image", "words"), [(512, 224, "projection_dim 512"), (768, 336, "image_size 336")]
+    )
+    def test_another_clip(self, package: Path, tmp_path: Path, projection: int, image: int, words: str) -> None:
+        with pytest.raises(ModelError, match=f"says {words};"):
             load_geoclip(make_clip(tmp_path / "other", projection=projection, image=image))
 
     def test_pickles_in_the_folder_are_not_looked_at(self, package: Path, clip: Path, tmp_path: Path) -> None:
@@ -555,13 +662,86 @@ class TestOutput:
             export_geoclip(tmp_path / "out" / "b", GeoClipOptions(clip=clip, photos=tmp_path / "empty"))
         assert list((tmp_path / "out").iterdir()) == []
 
-    @pytest.mark.parametrize("arguments", [{"precision": "fp8"}, {"precision": "int8"}, {"images": Path("x")}], ids=str)
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"precision": "fp8"},
+            {"precision": "int8"},
+            {"calibration": Path("x")},
+            {"images": Path("x")},
+            {"min_agreement": 0.5},
+            {"max_batch": 0},
+        ],
+        ids=str,
+    )
     def test_options_that_make_no_sense(self, tmp_path: Path, arguments: dict) -> None:
         with pytest.raises(UsageError):
             command(out=tmp_path / "b", **arguments)
 
+    def test_what_a_killed_export_left_is_removed(self, tmp_path: Path, package: Path, clip: Path) -> None:
+        left = tmp_path / "out" / ".b.geoclip-tmp"
+        left.mkdir(parents=True)
+        (left / "model.onnx").write_bytes(b"gigabytes")
+        export_geoclip(tmp_path / "out" / "b", GeoClipOptions(clip=clip))
+        assert os.listdir(tmp_path / "out") == ["b"]
+
+    def test_unless_another_export_is_at_it(self, tmp_path: Path, package: Path, clip: Path) -> None:
+        (tmp_path / ".b.geoclip-tmp").mkdir()
+        with bundle_lock(tmp_path / "b"), pytest.raises(OutputError, match="is writing it"):
+            export_geoclip(tmp_path / "b", GeoClipOptions(clip=clip))
+        assert (tmp_path / ".b.geoclip-tmp").exists()
+
+    def test_ctrl_c(self, tmp_path: Path, clip: Path) -> None:
+        program = (
+            "import os, signal, sys\n"
+            f"sys.argv[1:] = ['geoclip', '--out', {str(tmp_path / 'b')!r}, '--clip', {str(clip)!r}]\n"
+            "from export import geoclip\n"
+            "def interrupted(*_):\n"
+            f"    assert os.path.isdir({str(tmp_path / '.b.geoclip-tmp')!r})\n"
+            "    try:\n"
+            "        os.kill(os.getpid(), signal.SIGINT)\n"
+            "    except BaseException:\n"
+            "        pass\n"
+            "geoclip.load_geoclip = interrupted\n"
+            "from export.__main__ import main\n"
+            "main()\n"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, cwd=CHECKOUT
+        )
+        assert ended.returncode == 130
+        assert ended.stderr.endswith("export: interrupted\n")
+        assert "Traceback" not in ended.stderr
+        assert os.listdir(tmp_path) == []
+
+    def test_no_room_is_told_before_the_long_work(
+        self, tmp_path: Path, package: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(export_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        monkeypatch.setattr(export_module, "export_onnx", lambda *_: pytest.fail("the long work"))
+        with pytest.raises(OutputError, match="the disk has 0 MB left"):
+            export_geoclip(tmp_path / "out" / "b", GeoClipOptions(clip=clip))
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_a_rounded_model_is_held_to_the_gallery(self, tmp_path: Path, package: Path, clip: Path) -> None:
+        export_geoclip(tmp_path / "b", GeoClipOptions(clip=clip, precision="fp16"))
+        parity = open_bundle(tmp_path / "b").metrics["parity"]
+        assert parity["agreement_photos"] == len(EXAMPLES)
+        assert parity["agreement"] >= 0.9
+        assert os.listdir(tmp_path / "b" / "index")
+        assert not (tmp_path / "b" / "gallery").exists()
+
+    def test_engines_of_the_old_bundle_are_told_of(
+        self, tmp_path: Path, bundle: Path, package: Path, clip: Path
+    ) -> None:
+        shutil.copytree(bundle, tmp_path / "b")
+        put_engine(tmp_path / "b" / "a.trt")
+        told: list[str] = []
+        export_geoclip(tmp_path / "b", GeoClipOptions(clip=clip, force=True), told.append)
+        assert any(line.startswith("the engine a.trt of the old bundle is left out: the engine") for line in told)
+
     def test_the_command(self, tmp_path: Path, package: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command(out=tmp_path / "b", clip=clip)
         shown = capsys.readouterr().out
-        assert "Not calibrated: radius_km will be the whole Earth; --calibrate" in shown
+        assert "Not calibrated: radius_km will be the whole Earth; --labels" in shown
         assert f"geoinfer predict PHOTOS --engine {tmp_path / 'b'}" in shown

@@ -166,20 +166,31 @@ def test_an_operator_whose_activations_are_beyond_half_stays_in_float32(caplog: 
     layers = Layers(50_000.0, 1e-3)
     pictures = drawn(8)
     model = traced(layers, 3, PLAIN)
-    with caplog.at_level(logging.INFO, logger="export.half"):
+    with caplog.at_level(logging.DEBUG, logger="export.half"):
         half = to_half(model, pictures)
     assert "stays in float32" in caplog.text
-    assert "on the photos" in caplog.text
+    assert "on the pictures" in caplog.text
     assert cosines(embed(as_a_gpu_rounds(half), pictures[LIT]), truth(layers, pictures[LIT], PLAIN)).min() > 0.99999
+
+
+@pytest.mark.parametrize(("scale", "kept"), [(5_000.0, False), (20_000.0, True)])
+def test_activations_keep_their_distance_from_the_end_of_half(scale: float, kept: bool) -> None:
+    """White makes 1.6 times the scale, and photos yet unseen may make more; the end is at 65504."""
+    half = to_half(traced(Layers(scale, 1.0), 3, PLAIN), drawn(8))
+    types = types_of(half)
+    first = next(node for node in half.graph.node if node.op_type in ("MatMul", "Gemm"))
+    assert types[first.output[0]] == (FLOAT if kept else HALF)
 
 
 @pytest.mark.parametrize(("scale", "said"), [(1e6, "float16 ends at 65504"), (1e-7, "too small for float16")])
 def test_weights_that_half_cannot_hold_stay(scale: float, said: str, caplog: pytest.LogCaptureFixture) -> None:
     layers = Layers(scale, 1.0 / scale)
     model = traced(layers, 3, PLAIN)
-    with caplog.at_level(logging.INFO, logger="export.half"):
+    with caplog.at_level(logging.DEBUG, logger="export.half"):
         half = to_half(model)
     assert said in caplog.text
+    [told] = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert told == f"2 of {len(model.graph.node)} operators stay in float32 because float16 cannot hold their values"
     pictures = drawn(8)[LIT]
     outputs = embed(as_a_gpu_rounds(half), pictures)
     assert cosines(outputs, truth(layers, pictures, PLAIN)).min() > 0.99999

@@ -295,6 +295,31 @@ def test_planted_layer_is_found(target: Any) -> None:
     assert report.as_dict()["float_layers"][0]["name"] == "CONV3"
 
 
+def test_long_tasks_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    planted, pixels = network(spread=3000.0), pictures(40)
+    to_int8(planted, pixels, min_cosine=0.97, report=told.append)
+    assert not [line for line in told if line.startswith("measured")]
+
+    monkeypatch.setattr("export.int8._SAY_EVERY_S", 0.0)
+    to_int8(planted, pixels, min_cosine=0.97, report=told.append)
+    measured = [line for line in told if line.startswith("measured")]
+    assert measured == [f"measured ranges on {done} of 30 pictures" for done in range(1, 31)] + [
+        f"measured {done} of 6 layers" for done in range(1, 7)
+    ]
+
+
+def test_large_models_have_fewer_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted, pixels = network(spread=3000.0), pictures(120)
+    macs = sum(count_macs(planted).values())
+    for budget, judges in ((1e18, 16), (7.5 * macs, 7), (1.0, 4)):
+        monkeypatch.setattr("export.int8._JUDGED_MACS", budget)
+        told: list[str] = []
+        _, report = to_int8(planted, pixels, min_cosine=0.97, report=told.append)
+        assert f"measuring 6 layers one by one on {judges} pictures" in told
+        assert [layer.name for layer in report.float_layers] == ["CONV3"]
+
+
 @BOTH
 def test_hopeless_model_is_refused(target: Any) -> None:
     with pytest.raises(ModelError, match=r"int8 spoils this model: with \d of its [56] layers") as caught:

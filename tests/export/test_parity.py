@@ -23,11 +23,12 @@ from export.parity import (  # noqa: E402
     ParityLimits,
     check_asked,
     check_parity,
+    chosen_limits,
     default_limits,
     gather_pictures,
     reference_embeddings,
 )
-from export.pictures import Pictures  # noqa: E402
+from export.pictures import Pictures, for_ranges  # noqa: E402
 from export.torch_embedder import TorchEmbedder  # noqa: E402
 from geoinfer.answer import Answer  # noqa: E402
 from geoinfer.backends.base import EmbedderIdentity  # noqa: E402
@@ -170,7 +171,7 @@ def test_a_photo_that_cannot_be_decoded_costs_itself_alone(folder: Path, tmp_pat
     (tmp_path / "d.jpg").write_bytes((folder / "1.jpg").read_bytes())
     (tmp_path / "e.nef").write_bytes(data)
     (tmp_path / "f.txt").write_text("a diary")
-    (tmp_path / os.fsdecode(b"g\xff.jpg")).write_bytes(data)
+    (tmp_path / os.fsdecode(b"g\xff.jpg")).write_bytes((folder / "2.jpg").read_bytes())
 
     pictures = gather_pictures(tmp_path, PREPROCESSING, at_least=3)
 
@@ -183,6 +184,35 @@ def test_a_photo_that_cannot_be_decoded_costs_itself_alone(folder: Path, tmp_pat
         (tmp_path / name).unlink()
     with pytest.raises(InputError, match=r"none of its 2 photos can be decoded; a\.jpg: "):
         gather_pictures(tmp_path, PREPROCESSING, at_least=3)
+
+
+def test_copies_of_a_photo_count_once(folder: Path, tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}.jpg").write_bytes((folder / f"{number // 10}.jpg").read_bytes())
+    pictures = gather_pictures(tmp_path, PREPROCESSING, at_least=5)
+    assert pictures.names == (
+        "00.jpg", "10.jpg", "00.jpg turned by 90", "10.jpg turned by 90", "00.jpg turned by 180",
+    )  # fmt: skip
+    assert (pictures.photos, pictures.unreadable) == (2, ())
+
+
+def test_ranges_are_measured_all_over_and_at_the_extremes() -> None:
+    pixels = np.zeros((200, 8, 8, 3), np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(200)
+    chosen = for_ranges(pixels)
+    assert chosen.shape == (68, 8, 8, 3)
+    assert chosen.dtype == np.uint8
+    numbers = chosen[:64, 0, 0, 0].astype(int)
+    assert numbers[0] == 0
+    assert set(np.diff(numbers)) == {3, 4}
+    assert numbers[-1] > 190
+    black, white, noise, stripes = chosen[64:]
+    assert black.max() == 0
+    assert white.min() == 255
+    assert 60 < noise.std() < 90
+    assert noise.mean() == pytest.approx(127.5, abs=20)
+    assert (stripes == np.array([0, 0, 255, 255, 0, 0, 255, 255])[None, :, None]).all()
+    assert len(for_ranges(pixels[:5])) == 9
 
 
 def test_without_photos_there_is_no_gate(tmp_path: Path) -> None:
@@ -329,6 +359,38 @@ def test_a_fault_in_one_batch_size_is_a_fault(pictures: Pictures) -> None:
         check(pictures, expected, table(expected, broken={3: -expected}))
 
 
+def alike(spread: float, n: int = 8) -> np.ndarray:
+    """Embeddings of photos that hardly differ."""
+    return unit(np.ones(DIM) / math.sqrt(DIM) + spread * np.random.default_rng(2).normal(size=(n, DIM)))
+
+
+def test_one_answer_to_everything_does_not_pass(pictures: Pictures) -> None:
+    """Of photos alike, any of their embeddings is within the limit for all of them."""
+    expected = alike(0.03)
+    for answer in (expected[:1], unit(expected.mean(axis=0, keepdims=True))):
+        with pytest.raises(ParityError, match="does not tell the pictures apart as torch does") as caught:
+            check(pictures, expected, table(np.repeat(answer, 8, axis=0)), limits=default_limits("int8"))
+        assert caught.value.report.min_cosine > 0.98
+        assert "has a cosine" not in str(caught.value)
+    best = unit(expected.mean(axis=0, keepdims=True)).astype(np.float64)[0]
+    reached = [math.fsum(a * float(b) for a, b in zip(best, row, strict=True)) for row in expected]
+    assert caught.value.report.constant_cosine == pytest.approx(math.fsum(reached) / 8, abs=1e-6)
+    # Photos mixed up are as wrong.
+    with pytest.raises(ParityError, match="does not tell the pictures apart"):
+        check(pictures, expected, table(np.roll(expected, 1, axis=0)), limits=default_limits("int8"))
+
+
+@pytest.mark.parametrize(("precision", "loss"), [("fp32", 1e-7), ("fp16", 1e-5), ("int8", 5e-4)])
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-5, 1e-3, 0.03, 0.3])
+def test_rounding_passes_however_alike_the_photos_are(
+    precision: str, loss: float, spread: float, pictures: Pictures
+) -> None:
+    """As networks of random weights have it, which embed all photos nearly alike."""
+    expected = alike(spread)
+    rows = turned(expected, 1 - loss)
+    assert check(pictures, expected, table(rows), limits=default_limits(precision)).min_cosine < 1 - loss / 2
+
+
 def test_rows_must_be_of_unit_length(pictures: Pictures) -> None:
     expected = some_embeddings(8)
     with pytest.raises(ParityError, match=r"rows are not of unit length: off by 1\.0e-03, 0\.0001 is allowed"):
@@ -359,6 +421,29 @@ def test_what_onnx_runtime_cannot_run_is_refused(pictures: Pictures) -> None:
         check(pictures, expected, b"no model")
     with pytest.raises(ModelError, match="ONNX Runtime cannot run the exported model in a batch of 8"):
         check(pictures, expected, table(expected[:4]))
+
+
+def test_limits_that_somebody_sets_are_taken_literally() -> None:
+    default = default_limits("int8")
+    assert (default.free_photos, default.shift_floor_km) == (1, 25.0)
+    assert default.allowed_shift_km(100.0) == 25.0
+    assert chosen_limits("int8") == default
+    assert chosen_limits("int8", min_cosine=0.9) == replace(default, min_cosine=0.9)
+    assert chosen_limits("int8", min_agreement=0.9) == replace(default, min_agreement=0.9, free_photos=0)
+    chosen = chosen_limits("int8", max_shift=0.1)
+    assert chosen == replace(default, shift_floor_km=0.0)
+    assert chosen.allowed_shift_km(100.0) == pytest.approx(10.0)
+    assert ParityLimits(0.9, 0.9, 0.1).allowed_shift_km(100.0) == pytest.approx(10.0)
+
+
+def test_limits_are_told_with_all_their_digits(pictures: Pictures) -> None:
+    expected = some_embeddings(8)
+    limits = ParityLimits(0.99999999, 0.0, 0.0)
+    with pytest.raises(ParityError, match=r"at least 0\.99999999 is asked for"):
+        check(pictures, expected, table(turned(expected, 0.9999999)), limits=limits)
+    assert "at least 0.99999999 is asked for" in check(pictures, expected, table(expected), limits=limits).lines()[1]
+    with pytest.raises(UsageError, match=r"--min-cosine 1\.0000001: expected 0 to 1"):
+        ParityLimits(1.0000001, 0.0, 0.0)
 
 
 def test_limits() -> None:
@@ -431,8 +516,11 @@ def test_agreement_counts_the_one_photo_that_changes(pictures: Pictures, tmp_pat
     assert report.index.photos == 6
     assert report.as_dict()["agreement"] == 0.8333
     assert any("the same for 5 of 6 photos (83.33%)" in line for line in report.lines())
-    # One may always differ, unless all are asked for.
-    assert check(pictures, queries, data, index=index, limits=replace(LOOSE, min_agreement=0.99)).index.changed == (5,)
+    # One may always differ under the default limits; a limit that somebody sets is kept.
+    lenient = replace(LOOSE, min_agreement=0.99, free_photos=1)
+    assert check(pictures, queries, data, index=index, limits=lenient).index.changed == (5,)
+    with pytest.raises(ParityError, match="another one for 1 of 6 photos"):
+        check(pictures, queries, data, index=index, limits=replace(LOOSE, min_agreement=0.99))
     with pytest.raises(ParityError, match=r"another one for 1 of 6 photos \(trip/5\.jpg is the first\)"):
         check(pictures, queries, data, index=index, limits=replace(LOOSE, min_agreement=1.0))
 
@@ -596,7 +684,7 @@ def test_the_shift_is_that_of_plain_loops(pictures: Pictures, tmp_path: Path) ->
     assert better.index.shift_km == pytest.approx(medians[1] - medians[0], abs=1e-6)
 
 
-def test_some_kilometres_are_always_allowed(pictures: Pictures, tmp_path: Path) -> None:
+def test_some_kilometres_are_allowed_by_default(pictures: Pictures, tmp_path: Path) -> None:
     """Answers 20 km further off: a share of nothing, and still no fault."""
     references, queries = axes_and_between()
     places = np.concatenate([PLACES, PLACES + np.array([0.18, 0.0])])
@@ -608,7 +696,12 @@ def test_some_kilometres_are_always_allowed(pictures: Pictures, tmp_path: Path) 
     shifted = np.concatenate([unit(np.eye(DIM) - 0.25), queries[6:]])
     close = np.concatenate([unit(np.eye(DIM) + 0.05), queries[6:]])
 
-    report = check(pictures, close, table(shifted), index=index, labels=labels, limits=replace(LOOSE, max_shift=0.0))
+    def run(limits: ParityLimits):
+        return check(pictures, close, table(shifted), index=index, labels=labels, limits=limits)
+
+    with pytest.raises(ParityError, match=r"grows from 0\.0 km to 20\.0 km; 0\.0 km more are allowed"):
+        run(replace(LOOSE, max_shift=0.0))
+    report = run(replace(LOOSE, max_shift=0.0, shift_floor_km=25.0))
 
     assert report.index.torch_km == pytest.approx(0.0, abs=1e-3)
     assert report.index.model_km == pytest.approx(20.0, abs=0.1)

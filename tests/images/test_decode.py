@@ -55,12 +55,15 @@ def plainly(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     if preprocessing.resize == "squash":
         return np.asarray(upright.resize((size, size), resampling)).astype(int)
     width, height = upright.size
-    whole = int if preprocessing.resize == "crop_floor" else round
+    whole = round if preprocessing.resize == "crop" else int
     if width <= height:
         width, height = size, max(size, whole(height * size / width))
     else:
         width, height = max(size, whole(width * size / height)), size
-    left, top = (width - size) // 2, (height - size) // 2
+    if preprocessing.resize == "crop_torchvision":
+        left, top = round((width - size) / 2), round((height - size) / 2)
+    else:
+        left, top = (width - size) // 2, (height - size) // 2
     resized = upright.resize((width, height), resampling)
     return np.asarray(resized.crop((left, top, left + size, top + size))).astype(int)
 
@@ -149,7 +152,7 @@ def test_shared_originals_and_formats_are_within_two_of_the_plain_reference(
     height=st.integers(1, 90),
     size=st.integers(1, 41),
     orientation=st.integers(0, 9),
-    resize=st.sampled_from(["crop", "crop_floor", "squash"]),
+    resize=st.sampled_from(["crop", "crop_floor", "crop_torchvision", "squash"]),
     interpolation=st.sampled_from(sorted(FILTERS)),
     kind=st.sampled_from(["PNG", "TIFF", "JPEG"]),
     seed=st.integers(0, 99),
@@ -174,7 +177,7 @@ def test_any_size_orientation_and_policy_is_as_the_plain_reference(
     long=st.integers(1, 1500),
     upright=st.booleans(),
     size=st.sampled_from([1, 2, 7, 32]),
-    resize=st.sampled_from(["crop", "crop_floor", "squash"]),
+    resize=st.sampled_from(["crop", "crop_floor", "crop_torchvision", "squash"]),
     kind=st.sampled_from(["PNG", "JPEG"]),
 )
 def test_very_long_pictures_are_as_the_plain_reference(
@@ -209,6 +212,67 @@ def test_the_longer_side_is_rounded_or_not() -> None:
     np.testing.assert_array_equal(*same)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "policy", "longer", "start"),
+    [
+        # 1024 x 683 to 224: the longer side is 335.84, half of what is over 56 or 55.5.
+        (1024, 683, "crop", 336, 56),
+        (1024, 683, "crop_floor", 335, 55),
+        (1024, 683, "crop_torchvision", 335, 56),
+        (683, 1024, "crop", 336, 56),
+        (683, 1024, "crop_floor", 335, 55),
+        (683, 1024, "crop_torchvision", 335, 56),
+        # Nothing to round but half of 109 over, which is 54.5: the even one is the lower.
+        (333, 224, "crop", 333, 54),
+        (333, 224, "crop_floor", 333, 54),
+        (333, 224, "crop_torchvision", 333, 54),
+        # The longer side is 298.67, half of what is over 37.33.
+        (640, 480, "crop", 299, 37),
+        (640, 480, "crop_floor", 298, 37),
+        (640, 480, "crop_torchvision", 298, 37),
+        (480, 480, "crop_torchvision", 224, 0),
+    ],
+)
+def test_each_policy_cuts_where_it_says(width: int, height: int, policy: str, longer: int, start: int) -> None:
+    picture = smooth(width, height, 3).convert("RGB")
+    if width >= height:
+        scaled, box = (longer, 224), (start, 0, start + 224, 224)
+    else:
+        scaled, box = (224, longer), (0, start, 224, start + 224)
+    expected = np.asarray(picture.resize(scaled, FILTERS["bilinear"]).crop(box)).astype(int)
+    found = pixels_from_array(np.asarray(picture), Preprocessing(224, policy, "bilinear"))  # type: ignore[arg-type]
+    assert abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "starts"),
+    [
+        # Of what is over 0 to 8 pixels, by hand.
+        ("crop", [0, 0, 1, 1, 2, 2, 3, 3, 4]),
+        ("crop_floor", [0, 0, 1, 1, 2, 2, 3, 3, 4]),
+        ("crop_torchvision", [0, 0, 1, 2, 2, 2, 3, 4, 4]),
+    ],
+)
+def test_a_picture_that_is_only_cut_keeps_its_pixels(policy: str, starts: list[int]) -> None:
+    for over, start in enumerate(starts):
+        wide = np.random.default_rng(over).integers(0, 256, (5, 5 + over, 3), np.uint8)
+        tall = np.ascontiguousarray(wide.swapaxes(0, 1))
+        preprocessing = Preprocessing(5, policy)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(pixels_from_array(wide, preprocessing), wide[:, start : start + 5])
+        np.testing.assert_array_equal(pixels_from_array(tall, preprocessing), tall[start : start + 5])
+
+
+def test_an_uneven_cut_is_of_the_upright_picture() -> None:
+    """Three pixels over: the picture that lies on its side, or upside down, is cut where the upright one would be."""
+    upright = np.random.default_rng(2).integers(0, 256, (5, 8, 3), np.uint8)
+    for orientation, stored in ((3, upright[::-1, ::-1]), (6, np.rot90(upright)), (8, np.rot90(upright, -1))):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = saved(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)
+        found = decoded(data, Preprocessing(5, "crop_torchvision"))
+        np.testing.assert_array_equal(found, upright[:, 2:7])
+
+
 def test_longest_jpeg_there_is() -> None:
     data = saved(Image.new("RGB", (65500, 1), RED), "JPEG", quality=95)
     assert abs(decoded(data, Preprocessing(224)) - RED).max() <= 3
@@ -216,7 +280,12 @@ def test_longest_jpeg_there_is() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 30), st.sampled_from(["crop", "crop_floor", "squash"]))
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 30),
+    st.sampled_from(["crop", "crop_floor", "crop_torchvision", "squash"]),
+)
 def test_array_is_as_the_plain_reference(width: int, height: int, size: int, resize: str) -> None:
     picture = smooth(width, height, 3)
     preprocessing = Preprocessing(size, resize)  # type: ignore[arg-type]

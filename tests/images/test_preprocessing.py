@@ -24,7 +24,7 @@ positive_triples = st.tuples(*[st.floats(1e-3, 10)] * 3)
 valid = st.builds(
     Preprocessing,
     size=st.integers(1, 4096),
-    resize=st.sampled_from(["crop", "crop_floor", "squash"]),
+    resize=st.sampled_from(["crop", "crop_floor", "crop_torchvision", "squash"]),
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "lanczos"]),
     mean=triples,
     std=positive_triples,
@@ -55,7 +55,7 @@ def test_parse_imagenet_is_the_published_mean_and_std() -> None:
         ("size=4097", "1 to 4096"),
         ("size=-1", "1 to 4096"),
         ("size=224.5", "whole number"),
-        ("size=224,resize=stretch", "crop, crop_floor, squash"),
+        ("size=224,resize=stretch", "crop, crop_floor, crop_torchvision, squash"),
         ("size=224,interpolation=area", "lanczos"),
         ("size=224,colour=bgr", "rgb"),
         ("size=224,mean=0.5", "three numbers"),
@@ -121,6 +121,15 @@ def test_digest_is_of_canonical_json_and_of_floats() -> None:
     expected = hashlib.sha256(text.encode()).hexdigest()[:16]
     assert Preprocessing(size=7, mean=(0, 0, 0), std=(1, 1, 1)).digest == expected
     assert Preprocessing(size=7, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).digest == expected
+
+
+@pytest.mark.parametrize(
+    ("resize", "digest"),
+    [("crop", "08ca0bd1e2316c40"), ("crop_floor", "c4797404ed39fcac"), ("squash", "c6938195a5746980")],
+)
+def test_digests_of_earlier_releases_are_kept(resize: str, digest: str) -> None:
+    """By sha256sum, of a text as above."""
+    assert Preprocessing(size=224, resize=resize).digest == digest  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("field", ["size", "resize", "interpolation", "mean", "std"])

@@ -12,8 +12,8 @@ from tests.trainer.tiny_runs import make_photo_set, stage, tiny_recipe
 
 torch = pytest.importorskip("torch")
 
-from geoinfer.batch.lock import OutputLock  # noqa: E402
 from geoinfer.errors import DeviceError, InputError, InterruptedRunError, OutputError, UsageError  # noqa: E402
+from geoinfer.lock import OutputLock  # noqa: E402
 from trainer.checkpoint import load_model  # noqa: E402
 from trainer.devices import make_fabric  # noqa: E402
 from trainer.fit import Run  # noqa: E402

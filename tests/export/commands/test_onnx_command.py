@@ -85,8 +85,54 @@ def test_a_limit_that_nothing_keeps_leaves_no_file(
     assert "failed the parity gate" in complaint
     assert "nothing was written" in complaint
     assert "own error" in complaint
+    assert "at least 1 is asked for" in complaint
+    assert "--explain" not in complaint
     assert "Traceback" not in complaint
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_file_but_a_model_is_ever_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = checkpoint(tmp_path)
+    before = path.read_bytes()
+    assert run(monkeypatch, path, "--out", path) == 2
+    assert "--out best.onnx" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    # Before any weights are looked for.
+    thesis = tmp_path / "thesis.docx"
+    thesis.write_bytes(b"a year's work")
+    assert run(monkeypatch, tmp_path / "absent.safetensors", "--out", thesis) == 2
+    assert "--out thesis.onnx" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["export", "backbone", "no_such_network", "--out", str(thesis)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "--out thesis.onnx" in capsys.readouterr().err
+    assert thesis.read_bytes() == b"a year's work"
+
+
+@pytest.mark.parametrize("command", ["onnx", "backbone"])
+def test_the_largest_batch_has_a_limit(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["export", command, "x", "--out", str(tmp_path / "a.onnx"), "--max-batch", "4097"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    complaint = capsys.readouterr().err
+    assert "--max-batch" in complaint
+    assert "4096" in complaint
+
+
+def test_limits_that_are_given_are_taken_literally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, given = checkpoint(tmp_path), []
+    monkeypatch.setattr("export.onnx_model.export_onnx", lambda _, out, chosen: (given.append(chosen), out.touch()))
+    assert run(monkeypatch, path, "--out", tmp_path / "a.onnx", "--max-shift", "0.02", "--min-agreement", "0.9") == 0
+    assert run(monkeypatch, path, "--out", tmp_path / "a.onnx", "--min-cosine", "0.9") == 0
+    assert [(each.limits.free_photos, each.limits.shift_floor_km) for each in given] == [(0, 0.0), (1, 25.0)]
+    assert (given[0].limits.max_shift, given[0].limits.min_agreement) == (0.02, 0.9)
+    assert given[1].limits.min_cosine == 0.9
 
 
 def test_a_model_of_coordinates_is_refused(

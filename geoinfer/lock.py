@@ -24,9 +24,15 @@ _ATTEMPTS: Final = 10
 class OutputLock:
     """A file that one process at a time holds; a context manager that takes it, and takes it away when it ends."""
 
-    def __init__(self, path: Path, output: Path) -> None:
-        """`path`: the lock's file, in a folder that is made if need be; `output`: what it is for."""
-        self._path, self._output = path, output
+    def __init__(self, path: Path, output: Path, *, option: str = "--output") -> None:
+        """Nothing is taken yet.
+
+        Args:
+            path: the lock's file, in a folder that is made if need be.
+            output: what it is for.
+            option: of the command line, by which another output is named.
+        """
+        self._path, self._output, self._option = path, output, option
         self._file: FileIO | None = None
 
     def take(self) -> None:
@@ -64,6 +70,10 @@ class OutputLock:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Gives the lock back and takes its file away."""
         with contextlib.suppress(OSError):
             self._path.unlink()
         self.release()
@@ -78,7 +88,8 @@ class OutputLock:
             holder = file.read(64).decode(errors="replace").strip() or "another process"
             self.release()
             raise OutputError(
-                f"{self._output}: {holder} is writing it", hint="wait for it, stop it, or choose another --output"
+                f"{self._output}: {holder} is writing it",
+                hint=f"wait for it, stop it, or choose another {self._option}",
             ) from error
         except OSError:
             return  # a file system without locks: two runs on one output are then the user's own affair
