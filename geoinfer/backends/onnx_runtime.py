@@ -22,6 +22,7 @@ from geoinfer.backends.base import (
 from geoinfer.errors import DeviceError, GeoInferError, MissingPackageError, ModelError
 from geoinfer.images.preprocessing import Preprocessing
 from geoinfer.integrity import sha256_of
+from geoinfer.machine import sums_bytes_exactly
 from geoinfer.model_metadata import check_metadata, embedding_length
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ class OnnxRuntimeEmbedder:
         options.log_severity_level = 3
         # Idle threads that spin take the cores that decoding could use.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Without it int8 sums saturate on processors that have AVX2 and no VNNI; on others it changes nothing.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        # Sums of int8 models saturate on processors without VNNI; on those that have it, this would halve their speed.
+        if not sums_bytes_exactly():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         needed = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}.get(kind)
         if needed and needed not in available:
             raise DeviceError(
