@@ -24,6 +24,7 @@ import onnx
 import onnxruntime
 import torch
 
+from export.messages import first_line
 from geoinfer.errors import ModelError
 
 if TYPE_CHECKING:
@@ -290,7 +291,7 @@ def _run(session: Any, part: _Part, given: dict[str, NDArray[Any]]) -> NDArray[A
 
 
 def _cannot_run(part: _Part, error: Exception) -> ModelError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return ModelError(f"ONNX Runtime cannot run the part of the model that gives {part.value}: {reason}")
 
 

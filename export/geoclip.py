@@ -28,6 +28,7 @@ import torch
 from export.bundle import BundleParts, bundle_lock, check_bundle_output, write_locked_bundle
 from export.graph import weight_bytes
 from export.labelled import Labelled, chosen_labels, embed_labelled
+from export.messages import first_line
 from export.onnx_model import ExportOptions, Precision, check_options, export_onnx
 from export.torch_embedder import TorchEmbedder
 from geoinfer.answer import Answer
@@ -289,7 +290,7 @@ def find_clip(folder: Path | None, *, allow_download: bool) -> Path:
         return Path(snapshot_download(CLIP_REPOSITORY, allow_patterns=list(CLIP_FILES)))
     except Exception as error:  # of the network, of its library, of the disk
         raise InputError(
-            f"{CLIP_REPOSITORY} cannot be downloaded: {_first_line(error)}",
+            f"{CLIP_REPOSITORY} cannot be downloaded: {first_line(error)}",
             hint=f"fetch {' and '.join(CLIP_FILES)} some other way, and give --clip FOLDER",
         ) from error
 
@@ -413,7 +414,7 @@ def _load_clip(folder: Path) -> torch.nn.Module:
         raise
     except Exception as error:  # of safetensors, of json, of transformers
         raise ModelError(
-            f"{folder}: CLIP cannot be loaded from it: {_first_line(error)}",
+            f"{folder}: CLIP cannot be loaded from it: {first_line(error)}",
             hint=f"it must hold {' and '.join(CLIP_FILES)} of {CLIP_REPOSITORY}",
         ) from error
     missing = sorted(map(str, told["missing_keys"])) + sorted(map(str, told["mismatched_keys"]))
@@ -478,13 +479,8 @@ def _read_weights(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> GeoInferError:
     return ModelError(
-        f"{path}: a file of the package geoclip is missing or damaged: {_first_line(error)}", hint=_REINSTALL
+        f"{path}: a file of the package geoclip is missing or damaged: {first_line(error)}", hint=_REINSTALL
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _embed(embedder: Any, labels: list[Label], report: Callable[[str], None]) -> Labelled:

@@ -12,6 +12,7 @@ import onnx
 import onnx.numpy_helper
 import torch
 
+from export.messages import first_line
 from geoinfer.errors import GeoInferError, ModelError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def trace(
         raise
     except Exception as error:  # torch's tracer and translators raise errors of many kinds
         raise ModelError(
-            f"the network cannot be traced to ONNX: {_first_line(error)}",
+            f"the network cannot be traced to ONNX: {first_line(error)}",
             hint="an embedder is one chain of operators on tensors, whatever the pictures and however many: no "
             "branches, loops or shapes that depend on them",
         ) from error
@@ -135,7 +136,7 @@ def check_graph(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(without_weights(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"the exported graph is not valid ONNX: {_first_line(error)}") from error
+        raise ModelError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
 
 
 class _EmbedderGraph(torch.nn.Module):
@@ -245,11 +246,6 @@ def _attention(
         masks = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -torch.inf) if masks else scores + attn_mask
     return torch.softmax(scores, dim=-1) @ value
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _canonical(

@@ -13,6 +13,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from export.messages import first_line
 from geoinfer.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def find_weights(name: str, published: Published, *, allow_download: bool) -> Pa
     try:
         return _fetched(published)
     except Exception as error:  # what a network and its libraries raise is of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise InputError(
             f"the weights of {name} cannot be fetched from {published.page}: {reason}",
             hint="--weights FILE takes a file of them",

@@ -17,6 +17,7 @@ from open_clip.factory import load_state_dict
 from open_clip.model import resize_pos_embed
 
 from export.hub import Published
+from export.messages import first_line
 from geoinfer.errors import ModelError, UsageError
 from geoinfer.images import Preprocessing
 
@@ -145,7 +146,7 @@ def build_tower(tower: TowerName, weights: Path | None, size: int | None) -> tup
                 pretrained_text=False,
             )
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-            raise UsageError(f"{tower.architecture} cannot be built: {_first_line(error)}") from error
+            raise UsageError(f"{tower.architecture} cannot be built: {first_line(error)}") from error
         if weights is not None:
             _load(model, weights, tower.architecture)
     return _Tower(model.visual).eval(), _preprocessing(model.visual.preprocess_cfg, tower.architecture)
@@ -180,7 +181,7 @@ def _load(model: Any, path: Path, architecture: str) -> None:
         model.visual.load_state_dict(visual, strict=True)
     except Exception as error:
         raise ModelError(
-            f"{path}: not weights of {architecture}: {_first_line(error)}",
+            f"{path}: not weights of {architecture}: {first_line(error)}",
             hint="the image tower's tensors are expected, their names beginning with visual., as open_clip saves them",
         ) from error
 
@@ -212,11 +213,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch begins with the class, and says what is wrong on the second line.
-    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
-        return lines[1].rstrip(".")[:200]
-    return (lines or [type(error).__name__])[0].rstrip(".")

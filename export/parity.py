@@ -13,6 +13,7 @@ import onnxruntime
 import torch
 
 from export.index_parity import IndexParity, check_asked, compare_on_index
+from export.messages import first_line
 from export.parity_report import ParityLimits, ParityReport, chosen_limits, default_limits, faults_of
 from export.pictures import Pictures, gather_pictures
 from geoinfer.errors import ModelError, UsageError
@@ -187,7 +188,7 @@ class _Gate:
         try:
             outputs = np.asarray(self._session.run(["embeddings"], {"pixels": pixels})[0])
         except Exception as error:
-            raise ModelError(f"ONNX Runtime cannot run the exported model {batch}: {_first_line(error)}") from error
+            raise ModelError(f"ONNX Runtime cannot run the exported model {batch}: {first_line(error)}") from error
         wanted = (len(pixels), self._expected.shape[1])
         if outputs.shape != wanted or outputs.dtype != np.float32:
             raise ParityError(
@@ -212,11 +213,7 @@ def _open(data: bytes) -> Any:
     try:
         return onnxruntime.InferenceSession(data, sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ModelError(f"ONNX Runtime cannot open the exported model: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"ONNX Runtime cannot open the exported model: {first_line(error)}") from error
 
 
 def _cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -589,15 +589,20 @@ class TestClose:
     ) -> None:
         machine = pretend(monkeypatch)
         path = write_engine(tmp_path / "vit.trt")
-        for owner, name in ((_Lane, "close"), (Plan, "close"), (Plan, "save_cache")):
-            for turn in (1, 2):
-                embedder = open_embedder(path)
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(owner, name, interrupting(getattr(owner, name), turn, [0], after=False))
-                    with contextlib.suppress(KeyboardInterrupt):
-                        embedder.close()
-                closes(embedder)
-                all_free(machine)
+        for owner, name, turn in (
+            (_Lane, "close", 1),
+            (_Lane, "close", 2),
+            (Plan, "close", 1),
+            (Plan, "save_cache", 1),
+        ):
+            embedder = open_embedder(path)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(owner, name, interrupting(getattr(owner, name), turn, [0], after=False))
+                with pytest.raises(KeyboardInterrupt):
+                    embedder.close()
+            assert machine.cuda.held
+            closes(embedder)
+            all_free(machine)
 
     def test_an_interrupt_of_close_while_it_waits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         machine = pretend(monkeypatch)

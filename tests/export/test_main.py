@@ -31,7 +31,7 @@ def export(*arguments: object, before: str = "") -> subprocess.CompletedProcess[
 WHILE_PANDAS_IS_IMPORTED = """
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "pandas.core":
+        if name == "pandas":  # pyarrow looks for it whether or not it is installed
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
 """
