@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CPU := .[cpu,heic]
-DEV := .[cpu,heic,dev]
-EXPORT := .[cpu,heic,dev,train,export,rtx]
-GPU := .[gpu,heic,dev,train,export,rtx]
+DEV := .[cpu,heic,places,report,dev]
+EXPORT := .[cpu,heic,places,report,dev,train,export,rtx]
+GPU := .[gpu,heic,places,report,dev,train,export,rtx]
 # The flavour whose libraries come from NVIDIA's own index. ONNX Runtime's TensorRT provider needs 10.
 TENSORRT_10 := tensorrt>=10.7,<11
 TENSORRT_11 := tensorrt>=11

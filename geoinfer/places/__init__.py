@@ -1,0 +1,1 @@
+"""Names of places: country, region and nearest city, offline."""

@@ -1,0 +1,1 @@
+"""How often the truth lies within the radius, and how well the score orders predictions."""

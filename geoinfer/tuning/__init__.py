@@ -1,0 +1,1 @@
+"""Choosing the way of answering on validation data."""
