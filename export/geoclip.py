@@ -36,7 +36,7 @@ from geoinfer.backends import EmbedderIdentity, open_embedder
 from geoinfer.errors import GeoInferError, InputError, MissingPackageError, ModelError, OutputError
 from geoinfer.geodesy import as_coordinates
 from geoinfer.images import Preprocessing
-from geoinfer.index import FaissFlatIndex, LeaveOneOut, References, held_out_photos, write_index
+from geoinfer.index import FlatIndex, LeaveOneOut, References, held_out_photos, write_index
 from geoinfer.index.leave_one_out import MAX_ROWS
 from geoinfer.integrity import canonical_json
 from geoinfer.unfinished import undone_at_the_end
@@ -177,9 +177,9 @@ def export_geoclip(output: Path, options: GeoClipOptions, report: Callable[[str]
         export_onnx(embedder, model, chosen)
         del embedder
         labelled = None
-        if labels is not None:
+        if labels is not None and options.labels is not None:
             with open_embedder(model, "cpu") as opened:
-                labelled = _embed(opened, labels, report)
+                labelled = _embed(opened, options.labels, labels, report)
         _write_index(index, gallery, identity, labelled)
         return write_locked_bundle(
             BundleParts(
@@ -483,9 +483,9 @@ def _damaged(path: Path, error: Exception) -> GeoInferError:
     )
 
 
-def _embed(embedder: Any, labels: list[Label], report: Callable[[str], None]) -> Labelled:
+def _embed(embedder: Any, path: Path, labels: list[Label], report: Callable[[str], None]) -> Labelled:
     report(f"embedding {len(labels)} labelled photos, to calibrate the radius")
-    labelled = embed_labelled(embedder, labels)
+    labelled = embed_labelled(embedder, labels, path)
     if labelled.failures:
         words = ", ".join(f"{count} {code}" for code, count in labelled.failures.items())
         report(f"  {sum(labelled.failures.values())} of them cannot be used: {words}")
@@ -498,7 +498,7 @@ def _write_index(folder: Path, gallery: Gallery, embedder: EmbedderIdentity, lab
     calibration = (
         LeaveOneOut.empty()
         if labelled is None
-        else held_out_photos(FaissFlatIndex(gallery.embeddings), labelled.embeddings, labelled.places)
+        else held_out_photos(FlatIndex(gallery.embeddings), labelled.embeddings, labelled.places)
     )
     write_index(
         folder,

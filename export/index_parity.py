@@ -183,7 +183,7 @@ def _same_answer(references: References, theirs: _Found, ours: int) -> bool:
 
 def _distance_km(references: References, found: _Found, answer: Answer, truth: tuple[float, float]) -> float:
     ids, similarities = found[0][: answer.k], found[1][: answer.k]
-    place = aggregate(references.coordinates[ids][None], similarities[None], answer.aggregate)[0]
+    place = aggregate(references.coordinates[ids][None], similarities[None], answer)[0]
     return float(haversine_km(place, truth))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from geoinfer.errors import ImageError, InputError
-from geoinfer.images import load_pixels
+from geoinfer.batch.labelled import LabelledSource, Labels, embed_sources
+from geoinfer.errors import InputError
 from geoinfer.labels import count_rows, open_labels, read_labels
 
 if TYPE_CHECKING:
@@ -59,32 +58,19 @@ def chosen_labels(labels: Path, images: Path | None, most: int) -> list[Label]:
     return [label for row, label in enumerate(read_labels(opened)) if row in drawn]
 
 
-def embed_labelled(embedder: Embedder, labels: list[Label]) -> Labelled:
+def embed_labelled(embedder: Embedder, labels: list[Label], path: Path) -> Labelled:
     """Embeds photos whose place is known; one that cannot be used costs nothing but itself.
 
+    Args:
+        embedder: of the index.
+        labels: from `chosen_labels`.
+        path: the CSV that they are of, for messages.
+
     Raises:
-        InputError: none of them can be used; the message quotes the first failure.
-        ModelError: an embedding is not finite.
+        InputError: none of them can be used; the hint quotes the first failure.
+        ModelError: the model fails.
     """
-    failures: Counter[str] = Counter()
-    first = ""
-    pixels: list[NDArray[np.uint8]] = []
-    places: list[tuple[float, float]] = []
-    blocks: list[NDArray[np.float32]] = []
-    for label in labels:
-        try:
-            if label.problem is not None:
-                raise label.problem
-            pixels.append(load_pixels(label.path, embedder.identity.preprocessing))
-            places.append((label.latitude, label.longitude))
-        except ImageError as error:
-            failures[error.code] += 1
-            first = first or f"{label.id}: {error}"
-        if len(pixels) == _BATCH:
-            blocks.append(embedder.embed(np.stack(pixels)))
-            pixels = []
-    if pixels:
-        blocks.append(embedder.embed(np.stack(pixels)))
-    if not blocks:
-        raise InputError(f"none of the {len(labels)} labelled photos can be used; the first: {first}")
-    return Labelled(np.concatenate(blocks), np.array(places), dict(failures.most_common()))
+    # One worker: the model, opened for it, has all cores to itself.
+    sources = (LabelledSource(label.path, label.problem, label) for label in labels)
+    found = embed_sources(embedder, Labels(path, None), sources, batch_size=_BATCH, workers=1)
+    return Labelled(found.embeddings, found.references.coordinates, found.failures)

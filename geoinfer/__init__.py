@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from geoinfer.backends import open_embedder as open_embedder
     from geoinfer.errors import GeoInferError as GeoInferError
     from geoinfer.geolocator import Geolocator as Geolocator
-    from geoinfer.geolocator import Prediction as Prediction
     from geoinfer.images import Preprocessing as Preprocessing
     from geoinfer.index import open_index as open_index
+    from geoinfer.prediction import Prediction as Prediction
 
 # Since 1.29 ONNX Runtime reports each process to its maker when it is imported, also on Linux, and keeps an identifier
 # on the disk. This is its opt-out, which counts only before it is loaded; `disable_telemetry_events` comes too late.
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 _HOME = {
     "GeoInferError": "geoinfer.errors",
     "Geolocator": "geoinfer.geolocator",
-    "Prediction": "geoinfer.geolocator",
+    "Prediction": "geoinfer.prediction",
     "Preprocessing": "geoinfer.images",
     "open_embedder": "geoinfer.backends",
     "open_index": "geoinfer.index",

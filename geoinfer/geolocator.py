@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
@@ -20,90 +20,23 @@ from geoinfer.calibration import SPREAD_K, calibrate, neighbor_spread_km, why_no
 from geoinfer.errors import ImageError, MismatchError, UsageError
 from geoinfer.images import load_pixels, pixels_from_array
 from geoinfer.index import StoredIndex, open_index
+from geoinfer.index.device import IndexDevice, check_index_device, index_on
+from geoinfer.places import Places
+from geoinfer.prediction import SCORE_DECIMALS, Candidate, Located, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from geoinfer.answer import Method
+    from geoinfer.answer import Answer, Method
     from geoinfer.backends import Embedder
     from geoinfer.images import Preprocessing
 
 Photo: TypeAlias = "str | bytes | os.PathLike[str] | NDArray[np.uint8]"
 
 _BATCH = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One of the references that an answer was made from.
-
-    Attributes:
-        reference: its name in the index.
-        latitude: degrees.
-        longitude: degrees.
-        similarity: cosine with the photo, at most 1.
-        source: where the reference comes from; may be empty.
-        probability: among all references, None where the index gives its similarities no such meaning.
-    """
-
-    reference: str
-    latitude: float
-    longitude: float
-    similarity: float
-    source: str
-    probability: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """Where a photo was taken, as far as its pixels tell: an estimate, not a fact.
-
-    Attributes:
-        source: the path as it was given, or `array N` for the N-th input, counted from 0.
-        status: `ok`, `error`, or `skipped` for camera raw.
-        latitude: degrees, NaN unless ok; likewise the other numbers.
-        longitude: degrees.
-        radius_km: holds the true place with 90% probability, see docs/confidence.md.
-        score: expected GeoScore from 0 to 1; orders predictions by how far to trust them.
-        top1_similarity: cosine with the most similar reference.
-        candidates: the most similar references, best first.
-        error: what went wrong, empty if nothing did.
-        error_code: one word for it, see docs/error-codes.md.
-    """
-
-    source: str
-    status: str
-    latitude: float = float("nan")
-    longitude: float = float("nan")
-    radius_km: float = float("nan")
-    score: float = float("nan")
-    top1_similarity: float = float("nan")
-    candidates: tuple[Candidate, ...] = ()
-    error: str = ""
-    error_code: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """Answers to a batch of embeddings; row i belongs to embedding i.
-
-    Attributes:
-        coordinates: (q, 2) float64 degrees.
-        radius_km: (q,) float64.
-        scores: (q,) float64.
-        ids: (q, c) int64, the most similar references, best first.
-        similarities: (q, c) float32.
-        probabilities: (q, p) float64 of the first p, as many as were asked for; None without an index that has them.
-    """
-
-    coordinates: NDArray[np.float64]
-    radius_km: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    ids: NDArray[np.int64]
-    similarities: NDArray[np.float32]
-    probabilities: NDArray[np.float64] | None = None
+_AS_OPENED = IndexDevice("cpu", "as opened")
 
 
 class Geolocator:
@@ -120,24 +53,33 @@ class Geolocator:
         embedder: Embedder,
         index: StoredIndex,
         *,
-        k: int | None = None,
-        method: Method | None = None,
+        answer: Answer | None = None,
         bundle: Bundle | None = None,
+        min_score: float | None = None,
+        places: Places | None = None,
+        index_device: IndexDevice = _AS_OPENED,
     ) -> None:
-        """Most callers want `Geolocator.open`. For `k` and `method` left out, the index says, or the general defaults.
+        """Most callers want `Geolocator.open`. For `answer` left out, the index says, or the general default.
 
         Raises:
             MismatchError: the index was made by another embedder.
-            UsageError: `k` or `method` is out of range.
+            UsageError: `min_score` is not within 0 to 1, or the index is not calibrated, so that nothing has a score.
         """
-        answer = (index.manifest.answer or DEFAULT_ANSWER).chosen(k, method)
+        check_min_score(min_score)
         check_match(embedder, index)
         self.embedder = embedder
         self.index = index
-        self.k = answer.k
-        self.method = answer.aggregate
+        self.index_device = index_device
+        self.answer = answer or index.manifest.answer or DEFAULT_ANSWER
         self.bundle = bundle
-        self._calibration = calibrate(index.leave_one_out, index.references.coordinates, self.method, self.k)
+        self.min_score = min_score
+        self.places = places
+        self._calibration = calibrate(index.leave_one_out, index.references.coordinates, self.answer)
+        if min_score is not None and not self.calibrated:
+            raise UsageError(
+                f"--min-score {min_score:g}: no answer has a score, as {self.why_not_calibrated}",
+                hint="leave it out, or use an index that is calibrated",
+            )
 
     @classmethod
     def open(
@@ -148,6 +90,11 @@ class Geolocator:
         device: str = "auto",
         k: int | None = None,
         aggregate: Method | None = None,
+        temperature: float | None = None,
+        bandwidth_km: float | None = None,
+        min_score: float | None = None,
+        places: bool = False,
+        index_device: str = "auto",
         preprocessing: Preprocessing | None = None,
         threads: int = 0,
     ) -> Self:
@@ -159,7 +106,14 @@ class Geolocator:
             index: an index's folder; the bundle's own if left out, also for an engine in a bundle's folder.
             device: `auto`, `cpu`, `cuda`, `cuda:N`, `tensorrt` or `tensorrt:N`.
             k: neighbours that make an answer, 1 to 100; what the index says if left out, else 10.
-            aggregate: `top1`, `mean` or `density`; what the index says if left out, else `density`.
+            aggregate: how they become a place, see `geoinfer.aggregate`; what the index says if left out, else
+                `density`.
+            temperature: what counts as about as similar, see `geoinfer.answer.PARAMETERS`; what the index says if left
+                out, else the method's default.
+            bandwidth_km: of `density`, likewise.
+            min_score: answers with a lower score are not given, 0 to 1; None for all.
+            places: name the country, region and nearest city of each answer.
+            index_device: where to search: `cpu`, `cuda`, or `auto`: on a GPU if one is there and saves time.
             preprocessing: for a model whose metadata has none.
             threads: CPU threads of one call; 0 for all cores.
 
@@ -168,9 +122,15 @@ class Geolocator:
             ModelError, IndexFolderError: one is damaged, or not what it should be.
             MismatchError: they were not made for each other.
             DeviceError: the device is not there.
-            UsageError: an option makes no sense, or a model is given and no index.
+            MissingPackageError: `places` needs a package that is not installed.
+            UsageError: an option makes no sense, a model is given and no index, or `min_score` and the index is not
+                calibrated.
         """
-        check_answer(k, aggregate)
+        # Options first, then the index: it is quick to open, so what is wrong shows before a large model is loaded.
+        check_answer(k, aggregate, temperature, bandwidth_km)
+        check_min_score(min_score)
+        check_index_device(index_device)
+        names = Places.open() if places else None
         engine_path = SHIPPED if engine is None else Path(engine)
         bundle = open_bundle(engine_path) if is_bundle(engine_path) or engine is None else None
         engine_file = None if bundle is not None else engine_path
@@ -183,8 +143,9 @@ class Geolocator:
                 f"{engine_path} is a model without an index", hint="give --index, or a bundle, which has both"
             )
         index_path = bundle.index_path if bundle is not None and index is None else Path(index or "")
-        # The index first: it is quick to open, so what is wrong with it shows before a large model is loaded.
         stored = open_index(index_path)
+        answer = (stored.manifest.answer or DEFAULT_ANSWER).chosen(k, aggregate, temperature, bandwidth_km)
+        stored, searched_on = index_on(stored, index_device)
         if engine_file is None and bundle is not None:
             wanted = stored.manifest.embedder
             embedder, engine_file = open_beside(
@@ -195,7 +156,15 @@ class Geolocator:
         try:
             if bundle is not None:
                 check_loaded(bundle, engine_file or engine_path, embedder.fingerprint)
-            return cls(embedder, stored, k=k, method=aggregate, bundle=bundle)
+            return cls(
+                embedder,
+                stored,
+                answer=answer,
+                bundle=bundle,
+                min_score=min_score,
+                places=names,
+                index_device=searched_on,
+            )
         except BaseException:
             embedder.close()
             raise
@@ -237,24 +206,45 @@ class Geolocator:
         Returns:
             Answers, with max(k, top) neighbours, or as many as there are references.
         """
-        wanted = max(self.k, SPREAD_K, top)
+        wanted = max(self.answer.k, SPREAD_K, top)
         neighbors = self.index.index.search(embeddings, wanted, threads=threads)
-        places = self.index.references.coordinates[neighbors.ids]
-        answers = aggregate(places[:, : self.k], neighbors.similarities[:, : self.k], self.method)
-        spread = neighbor_spread_km(answers, places)
+        near = self.index.references.coordinates[neighbors.ids]
+        answers = aggregate(near[:, : self.answer.k], neighbors.similarities[:, : self.answer.k], self.answer)
+        spread = neighbor_spread_km(answers, near)
         top1 = neighbors.similarities[:, 0].astype(np.float64)
-        kept = max(self.k, top)
+        scores = self._calibration.score(spread, top1)
+        kept = max(self.answer.k, top)
         scale, probabilities = self.index.manifest.logit_scale, None
         if scale is not None and top > 0:
             probabilities = self.index.index.probabilities(embeddings, neighbors.ids[:, :top], scale)
         return Located(
             coordinates=answers,
             radius_km=self._calibration.radius_km(spread, top1),
-            scores=self._calibration.score(spread, top1),
+            spread_km=spread,
+            scores=scores,
             ids=neighbors.ids[:, :kept],
             similarities=neighbors.similarities[:, :kept],
+            unlike_references=self._calibration.unlike_references(top1) if self._calibration.tells_unlike else None,
+            too_low=self._too_low(scores),
+            places=None if self.places is None else self.places.names(answers),
             probabilities=probabilities,
         )
+
+    def radius_km(self, located: Located, coverage: float) -> NDArray[np.float64]:
+        """The radii that hold the true places of some answers with another probability than 90%.
+
+        Args:
+            located: of `locate_embeddings`.
+            coverage: the probability, more than 0 and less than 1.
+
+        Returns:
+            (q,) km.
+
+        Raises:
+            ValueError: `coverage` is out of range.
+        """
+        top1 = located.similarities[:, 0].astype(np.float64)
+        return self._calibration.radius_km(located.spread_km, top1, coverage)
 
     def candidates(self, located: Located, row: int, top: int) -> tuple[Candidate, ...]:
         """The first `top` neighbours of one answer."""
@@ -277,6 +267,28 @@ class Geolocator:
             )
         )
 
+    def _too_low(self, scores: NDArray[np.float64]) -> dict[int, ImageError]:
+        if self.min_score is None:
+            return {}
+        # As it is written, so that nobody finds a row on the wrong side of the limit.
+        written = np.round(scores, SCORE_DECIMALS)
+        return {
+            row: ImageError(
+                "answer", "low_score", f"the score {written[row]:.6g} is below {self.min_score:g}", status="skipped"
+            )
+            for row in np.flatnonzero(written < self.min_score).tolist()
+        }
+
+    @property
+    def k(self) -> int:
+        """How many neighbours make an answer."""
+        return self.answer.k
+
+    @property
+    def method(self) -> Method:
+        """How they become a place."""
+        return self.answer.aggregate
+
     @property
     def calibrated(self) -> bool:
         """Whether the index was calibrated on enough photos for its radii to mean anything (about twenty)."""
@@ -295,8 +307,10 @@ class Geolocator:
         return self.bundle.notice
 
     def close(self) -> None:
-        """Frees the model."""
+        """Frees the model, and what an index holds on a GPU."""
         self.embedder.close()
+        if self.index_device.name != "cpu":
+            self.index.index.close()  # type: ignore[attr-defined]  # what `to_gpu` gives has it
 
     def __enter__(self) -> Self:
         return self
@@ -331,20 +345,33 @@ class Geolocator:
             elif not next(computed):
                 predictions.append(Prediction(name, "error", error=NOT_FINITE, error_code="not_finite"))
             else:
-                row = next(answers)
-                predictions.append(
-                    Prediction(
-                        source=name,
-                        status="ok",
-                        latitude=float(located.coordinates[row, 0]),
-                        longitude=float(located.coordinates[row, 1]),
-                        radius_km=float(located.radius_km[row]),
-                        score=float(located.scores[row]),
-                        top1_similarity=float(located.similarities[row, 0]),
-                        candidates=self.candidates(located, row, top),
-                    )
-                )
+                predictions.append(self._prediction(name, located, next(answers), top))
         return predictions
+
+    def _prediction(self, name: str, located: Located, row: int, top: int) -> Prediction:
+        known = Prediction(
+            source=name,
+            status="ok",
+            score=float(located.scores[row]),
+            top1_similarity=float(located.similarities[row, 0]),
+            unlike_references=located.unlike(row),
+        )
+        if (failure := located.too_low.get(row)) is not None:
+            return replace(known, status=failure.status, error=str(failure), error_code=failure.code)
+        return replace(
+            known,
+            latitude=float(located.coordinates[row, 0]),
+            longitude=float(located.coordinates[row, 1]),
+            radius_km=float(located.radius_km[row]),
+            place=None if located.places is None else located.places[row],
+            candidates=self.candidates(located, row, top),
+        )
+
+
+def check_min_score(value: float | None) -> None:
+    """Raises UsageError for a lowest score outside 0 to 1; None stands for no limit."""
+    if value is not None and not 0 <= value <= 1:
+        raise UsageError(f"--min-score {value:g}: expected 0 to 1")
 
 
 def check_match(embedder: Embedder, index: StoredIndex) -> None:

@@ -16,7 +16,7 @@ from geoinfer.errors import ImageError, InputError, LabelsError
 from geoinfer.images.discover import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     Locator = Callable[[str], tuple[bytes, ImageError | None]]
@@ -124,7 +124,24 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
         raise LabelsError(f"{path}: not a CSV in UTF-8", hint="save it as UTF-8 text") from error
     except csv.Error as error:
         raise LabelsError(f"{path}: not a CSV: {error}") from error
+    positions = column_positions(path, header)
+    return LabelsFile(path, images or path.parent, _layout(header), positions, delimiter, tuple(header))
+
+
+def column_positions(path: Path, header: Sequence[str]) -> dict[str, int]:
+    """Which column plays which role (`name`, `latitude`, `longitude`, `source`, ...), by its name.
+
+    Args:
+        path: the table, for the message.
+        header: names of its columns.
+
+    Raises:
+        LabelsError: one that is needed is missing; the message names what was looked for and what is there.
+    """
     positions: dict[str, int] = {}
+    present = {
+        column.strip().lower().replace(" ", "_"): position for position, column in reversed([*enumerate(header)])
+    }
     for role, names in (
         ("name", _NAME),
         ("latitude", _LATITUDE),
@@ -135,9 +152,6 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
         ("country", _COUNTRY),
         ("location_type", _LOCATION_TYPE),
     ):
-        present = {
-            column.strip().lower().replace(" ", "_"): position for position, column in reversed([*enumerate(header)])
-        }
         found = next((present[name] for name in names if name in present), None)
         if found is not None:
             positions[role] = found
@@ -147,7 +161,7 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
                 f"file has {', '.join(header) or 'no header'}",
                 hint="the first line must name the columns",
             )
-    return LabelsFile(path, images or path.parent, _layout(header), positions, delimiter, tuple(header))
+    return positions
 
 
 def read_labels(labels: LabelsFile, locate: Locator | None = None) -> Iterator[Label]:
@@ -183,10 +197,9 @@ def read_labels(labels: LabelsFile, locate: Locator | None = None) -> Iterator[L
                 # Written so that NaN, which compares false with everything, counts as bad.
                 if not (abs(latitude) <= 90.0 and abs(longitude) <= 180.0):
                     latitude = longitude = math.nan
-                    problem = _bad_coordinates(texts)
+                    problem = bad_coordinates(texts)
                 if cells.get("location_type") == "estimated":
-                    # An index of guesses would be taken for one of facts, and be sure of itself.
-                    problem = ImageError("labels", "estimated", "the location is itself an estimate of geoinfer's")
+                    problem = estimated()
                 if not name:
                     problem = ImageError("labels", "no_name", f"the row that ends in line {lines} names no photo")
                 yield Label(
@@ -234,13 +247,19 @@ def _number(text: str, delimiter: str) -> float:
         return math.nan
 
 
-def _bad_coordinates(texts: tuple[str, str]) -> ImageError:
+def bad_coordinates(texts: tuple[str, str]) -> ImageError:
+    """What is wrong with a row whose latitude and longitude, as they are written, are no coordinates."""
     shown = ", ".join(repr(text) for text in texts)
     return ImageError(
         "labels",
         "bad_coordinates",
         f"latitude, longitude are {shown}; expected degrees within [-90, 90] and [-180, 180]",
     )
+
+
+def estimated() -> ImageError:
+    """What is wrong with a row whose location geoinfer made: an index of guesses would be taken for one of facts."""
+    return ImageError("labels", "estimated", "the location is itself an estimate of geoinfer's")
 
 
 class _Locator:

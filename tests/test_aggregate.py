@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geoinfer.aggregate import BANDWIDTH_KM, DEFAULT_K, DEFAULT_METHOD, METHODS, aggregate, similarity_weights
-from geoinfer.errors import UsageError
+from geoinfer.aggregate import METHODS, aggregate
+from geoinfer.aggregate.weights import neighbor_weights, similarity_weights
+from geoinfer.answer import Answer
 
 LISBON, SYDNEY, PORTO = (38.72, -9.14), (-33.87, 151.21), (41.15, -8.61)
 
@@ -23,10 +24,10 @@ def arc_km(a, b) -> float:
     return 6371.0 * math.atan2(across, along)
 
 
-def density(place, neighbors, similarities) -> float:
-    """The von Mises-Fisher density at a place, up to a factor; who is a twentieth less similar weighs e times less."""
-    kappa = (6371.0 / 200.0) ** 2
-    weights = [math.exp((s - max(similarities)) / 0.05) for s in similarities]
+def density(place, neighbors, similarities, temperature=0.05, bandwidth_km=200.0) -> float:
+    """The von Mises-Fisher density at a place, up to a factor."""
+    kappa = (6371.0 / bandwidth_km) ** 2
+    weights = [math.exp((s - max(similarities)) / temperature) for s in similarities]
     return math.fsum(
         weight * math.exp(kappa * (math.cos(arc_km(place, neighbor) / 6371.0) - 1))
         for neighbor, weight in zip(neighbors, weights, strict=True)
@@ -57,9 +58,10 @@ def highest_place(neighbors, similarities):
     return best
 
 
-def one(places, similarities, method):
+def one(places, similarities, method, **parameters):
     coordinates = np.array([places], np.float64)
-    return aggregate(coordinates, np.array([similarities], np.float32), method)[0]
+    answer = Answer(aggregate=method, **parameters)
+    return aggregate(coordinates, np.array([similarities], np.float32), answer)[0]
 
 
 class TestEveryMethod:
@@ -75,7 +77,7 @@ class TestEveryMethod:
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("k", [1, 10])
     def test_no_queries(self, method, k):
-        answers = aggregate(np.empty((0, k, 2)), np.empty((0, k), np.float32), method)
+        answers = aggregate(np.empty((0, k, 2)), np.empty((0, k), np.float32), Answer(aggregate=method))
         assert answers.shape == (0, 2)
         assert answers.dtype == np.float64
 
@@ -85,9 +87,10 @@ class TestEveryMethod:
         rng = np.random.default_rng(5)
         coordinates = rng.normal(0, scale_deg, (40, 12, 2)).clip(-90, 90)
         similarities = np.sort(rng.uniform(-0.2, 1, (40, 12)).astype(np.float32))[:, ::-1].copy()
-        together = aggregate(coordinates, similarities, method)
-        alone = [aggregate(coordinates[i : i + 1], similarities[i : i + 1], method)[0] for i in range(40)]
-        backwards = aggregate(coordinates[::-1].copy(), similarities[::-1].copy(), method)[::-1]
+        way = Answer(aggregate=method)
+        together = aggregate(coordinates, similarities, way)
+        alone = [aggregate(coordinates[i : i + 1], similarities[i : i + 1], way)[0] for i in range(40)]
+        backwards = aggregate(coordinates[::-1].copy(), similarities[::-1].copy(), way)[::-1]
         # Bit by bit: a resumed run must write the same bytes whatever its batches were.
         assert together.tobytes() == np.stack(alone).tobytes()
         assert together.tobytes() == backwards.tobytes()
@@ -114,19 +117,38 @@ class TestEveryMethod:
     @pytest.mark.parametrize("method", METHODS)
     def test_the_inputs_are_left_alone(self, method):
         coordinates, similarities = np.array([[LISBON, SYDNEY]]), np.array([[0.5, -0.25]], np.float32)
-        answer = aggregate(coordinates, similarities, method)
+        answer = aggregate(coordinates, similarities, Answer(aggregate=method))
         answer[:] = 0
         assert coordinates.tolist() == [[list(LISBON), list(SYDNEY)]]
         assert similarities.tolist() == [[0.5, -0.25]]
 
-    def test_another_method_is_refused(self):
-        with pytest.raises(UsageError, match="--aggregate median: expected one of top1, mean, density"):
-            one([LISBON], [1], "median")
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("scale_deg", [2.0, 60.0])
+    def test_what_is_padded_with_minus_infinity_does_not_count(self, method, scale_deg):
+        # As calibration pads the rows of photos that have fewer neighbours: with the place of the first.
+        rng = np.random.default_rng(3)
+        for _ in range(20):
+            places = [tuple(p) for p in rng.normal(0, scale_deg, (6, 2)).clip(-90, 90).tolist()]
+            similarities = np.sort(rng.uniform(-0.9, 0.9, 6).astype(np.float32))[::-1].tolist()
+            padded = one([*places, *places[:1] * 4], [*similarities, *[-np.inf] * 4], method)
+            assert arc_km(padded, one(places, similarities, method)) < 1e-3
 
-    def test_defaults(self):
-        assert DEFAULT_METHOD in METHODS
-        assert DEFAULT_K == 10
-        assert BANDWIDTH_KM == 200.0
+    def test_a_padded_mean_of_nothing_positive_is_even_over_what_counts(self):
+        places = [(0.0, 0.0), (0.0, 60.0), (0.0, 0.0), (0.0, 0.0)]
+        assert arc_km(one(places, [-0.1, -0.9, -np.inf, -np.inf], "mean"), (0.0, 30.0)) < 1e-6
+
+    @pytest.mark.parametrize("method", [method for method in METHODS if method != "top1"])
+    def test_a_small_temperature_leaves_the_most_similar_alone(self, method):
+        assert arc_km(one([LISBON, SYDNEY, PORTO], [0.9, 0.89, 0.88], method, temperature=0.0001), LISBON) < 1e-3
+
+    @pytest.mark.parametrize("method", ["mean", "median", "density", "cells", "geoscore"])
+    def test_a_large_temperature_counts_heads(self, method):
+        places = [LISBON, SYDNEY, SYDNEY, SYDNEY]
+        if method == "mean":
+            expected = one(places, [0.5] * 4, "mean")
+            assert arc_km(one(places, [0.9, 0.2, 0.1, 0.0], method, temperature=100.0), expected) < 60
+        else:
+            assert arc_km(one(places, [0.9, 0.2, 0.1, 0.0], method, temperature=100.0), SYDNEY) < 1e-6
 
 
 class TestWeights:
@@ -141,6 +163,17 @@ class TestWeights:
     def test_tiny_similarities_are_still_in_proportion(self):
         weights = similarity_weights(np.array([[3e-38, 1e-38]], np.float32))
         assert weights[0] == pytest.approx([0.75, 0.25], rel=1e-6)
+
+    def test_exponential_by_hand(self):
+        weights = neighbor_weights(np.array([[0.5, 0.4, -np.inf]], np.float32), 0.1)
+        assert weights[0] == pytest.approx([math.e / (1 + math.e), 1 / (1 + math.e), 0.0], rel=1e-6)
+
+    @pytest.mark.parametrize("temperature", [0.0001, 0.05, 100.0])
+    def test_only_differences_count(self, temperature):
+        similarities = np.array([[1.0, 0.5, -0.25]], np.float32)
+        assert neighbor_weights(similarities, temperature) == pytest.approx(
+            neighbor_weights(similarities - np.float32(0.75), temperature)
+        )
 
 
 class TestTop1:

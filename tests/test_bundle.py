@@ -22,7 +22,7 @@ def mine(tmp_path: Path) -> Path:
     (folder / "index").mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"model " * 100)
     (folder / "index" / "manifest.json").write_bytes(b"{}")
-    (folder / "index" / "vectors.faiss").write_bytes(b"vectors")
+    (folder / "index" / "vectors.npy").write_bytes(b"vectors")
     write_bundle_manifest(folder, name="mine", description="d", notice="n", licences={"model.onnx": "MIT"})
     return folder
 
@@ -43,7 +43,7 @@ class TestOpen:
         assert opened.files == {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             for name, data in (
-                ("index/manifest.json", b"{}"), ("index/vectors.faiss", b"vectors"), ("model.onnx", b"model " * 100)
+                ("index/manifest.json", b"{}"), ("index/vectors.npy", b"vectors"), ("model.onnx", b"model " * 100)
             )
         }  # fmt: skip
 
@@ -57,7 +57,7 @@ class TestOpen:
         with pytest.raises(InputError, match="no such bundle"):
             open_bundle(tmp_path / "none")
 
-    @pytest.mark.parametrize("name", ["model.onnx", "index/manifest.json", "index/vectors.faiss"])
+    @pytest.mark.parametrize("name", ["model.onnx", "index/manifest.json", "index/vectors.npy"])
     @pytest.mark.parametrize("how", ["gone", "a folder", "longer", "one bit"])
     def test_each_file_is_checked(self, mine: Path, name: str, how: str) -> None:
         path = mine / name
@@ -77,8 +77,8 @@ class TestOpen:
         assert open_bundle(mine).name == "mine"
         with pytest.raises(ModelError, match="checksum"):
             open_bundle(mine, verify=True)
-        (mine / "index" / "vectors.faiss").write_bytes(b"VECTORS")
-        with pytest.raises(ModelError, match=r"vectors\.faiss"):
+        (mine / "index" / "vectors.npy").write_bytes(b"VECTORS")
+        with pytest.raises(ModelError, match=r"vectors\.npy"):
             open_bundle(mine)
 
     @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ class TestOpen:
             open_bundle(mine)
 
     def test_a_link_inside_the_folder_is_fine(self, mine: Path) -> None:
-        (mine / "index" / "other.faiss").symlink_to(mine / "index" / "vectors.faiss")
+        (mine / "index" / "other.npy").symlink_to(mine / "index" / "vectors.npy")
         write_bundle_manifest(mine, name="x", description="", notice="", licences={})
-        assert "index/other.faiss" in open_bundle(mine).files
+        assert "index/other.npy" in open_bundle(mine).files
 
     def test_messages_have_one_line_and_a_hint(self, mine: Path, tmp_path: Path) -> None:
         (mine / "bundle.json").unlink()
@@ -190,8 +190,9 @@ class TestShipped:
         assert open_bundle(SHIPPED, verify=True).name == "demo"
         files = [path for path in SHIPPED.rglob("*") if path.is_file()]
         assert {path.relative_to(SHIPPED).as_posix() for path in files} == {
-            "bundle.json", "model.onnx", "ATTRIBUTION.md", "index/manifest.json", "index/vectors.faiss",
-            "index/references.parquet", "index/leave_one_out.npz",
+            "bundle.json", "model.onnx", "ATTRIBUTION.md", "index/manifest.json", "index/vectors.npy",
+            "index/references.arrow", "index/coordinates.npy", "index/digests.npy",
+            "index/leave_one_out-ed7f9f78b5a34d51.npz",
         }  # fmt: skip
         assert sum(path.stat().st_size for path in files) < 30_000_000
 

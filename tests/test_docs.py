@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS
+from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS, PLACE_COLUMNS
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def test_the_documented_help_is_the_real_one() -> None:
 
 def test_every_error_code_is_documented_and_no_other() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (CHECKOUT / "geoinfer").rglob("*.py")]
-    stages = "discover|read|decode|embed|labels"
+    stages = "discover|read|decode|embed|answer|labels"
     raised = {code for text in sources for code in re.findall(rf'\(\s*"(?:{stages})",\s*"([a-z_]+)"', text)}
     # One place works its code out first.
     raised |= {"missing", "unreadable"}
@@ -35,6 +35,7 @@ def test_every_error_code_is_documented_and_no_other() -> None:
 def test_the_columns_are_documented_in_their_order() -> None:
     page = (CHECKOUT / "docs" / "file-formats.md").read_text(encoding="utf-8").replace("\n", " ")
     assert ", ".join(f"`{column}`" for column in COLUMNS) in page
+    assert ", ".join(f"`{column}`" for column in PLACE_COLUMNS) in page
     assert ", ".join(f"`{column}`" for column in ERROR_COLUMNS) in page
 
 
@@ -49,6 +50,7 @@ def test_every_link_leads_somewhere() -> None:
     [
         ("README.md", {"pipeline-12MP.md", "pipeline-web.md", "memory.md"}),
         ("docs/training.md", {"toy_world.md", "training.md"}),
+        ("docs/confidence.md", {"coverage.md"}),
         ("docs/engines.md", {"embed-cpu.md"}),
         ("docs/embedders.md", {"geoclip-cpu.md"}),
     ],

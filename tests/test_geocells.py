@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import s2sphere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from geoinfer import geocells
 from geoinfer.geocells import cell_ids, leaf_cells, parent_cells
 
 LEVELS = range(3, 15)
@@ -34,10 +36,91 @@ def check(points: list[tuple[float, float]], levels=LEVELS) -> None:
         assert got.tolist() == [s2_parent(*point, level).id() for point in points]
 
 
+def s2_leaves(points: np.ndarray) -> np.ndarray:
+    """What s2sphere answers, point by point."""
+    leaves = [s2sphere.CellId.from_lat_lng(s2sphere.LatLng.from_degrees(*point)).id() for point in points.tolist()]
+    return np.array(leaves, np.uint64)
+
+
+def on_the_sphere(n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([np.degrees(np.arcsin(rng.uniform(-1, 1, n))), rng.uniform(-180, 180, n)], axis=1)
+
+
 def test_random_points():
-    rng = np.random.default_rng(3)
-    latitudes = np.degrees(np.arcsin(rng.uniform(-1, 1, 150)))
-    check(list(zip(latitudes.tolist(), rng.uniform(-180, 180, 150).tolist(), strict=True)))
+    points = on_the_sphere(60_000, 3)
+    assert np.array_equal(leaf_cells(points), s2_leaves(points))
+    check(points[:100].tolist())
+
+
+def test_neighbouring_floats_across_every_edge():
+    """On the edges and corners of faces and of cells, and on the floats beside them, a last bit decides."""
+    edges = [-180.0, -135.0, -90.0, -45.0, -0.0, 0.0, 45.0, 90.0, 135.0, 180.0]
+    corner = math.degrees(math.atan(math.sqrt(0.5)))
+    latitudes = [-90.0, -45.0, -corner, -0.0, 0.0, corner, 45.0, 90.0, 5e-324, -5e-324]
+    # The face around (0, 0) at u = v = 0.5: an edge of cells of level 2 and below, at atan(u) from the middle.
+    for u in (0.1, 0.25, 0.5, 1 / 3):
+        edges += [math.degrees(math.atan(u)), math.degrees(math.atan(-u))]
+        latitudes += [math.degrees(math.atan(u))]
+    points = []
+    for latitude in latitudes:
+        for longitude in edges:
+            for steps in range(-3, 4):
+                near = [
+                    value + steps * math.ulp(value) if abs(value + steps * math.ulp(value)) <= most else value
+                    for value, most in ((latitude, 90.0), (longitude, 180.0))
+                ]
+                points += [(near[0], longitude), (latitude, near[1]), tuple(near)]
+    points = np.array(points)
+    assert np.array_equal(leaf_cells(points), s2_leaves(points))
+
+
+def test_corners_of_cells():
+    """The corners of cells of all levels, which four cells share."""
+    rng = np.random.default_rng(5)
+    points = []
+    for leaf, level in zip(s2_leaves(on_the_sphere(400, 6)).tolist(), rng.integers(0, 31, 400).tolist(), strict=True):
+        cell = s2sphere.Cell(s2sphere.CellId(leaf).parent(level))
+        for number in range(4):
+            corner = s2sphere.LatLng.from_point(cell.get_vertex(number))
+            points.append((corner.lat().degrees, corner.lng().degrees))
+    points = np.array(points)
+    assert np.array_equal(leaf_cells(points), s2_leaves(points))
+
+
+@pytest.mark.slow
+def test_a_million_random_points():
+    points = on_the_sphere(1_000_000, 11)
+    assert np.array_equal(leaf_cells(points), s2_leaves(points))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.floats(-90, 90), st.floats(-180, 180)), min_size=1, max_size=50))
+def test_leaves_of_any_points(points):
+    assert np.array_equal(leaf_cells(points), s2_leaves(np.array(points)))
+
+
+def test_where_the_blocks_end(monkeypatch: pytest.MonkeyPatch):
+    points = on_the_sphere(100, 7)
+    expected = leaf_cells(points)
+    for block in (1, 7, 50, 99, 100, 101):
+        monkeypatch.setattr(geocells, "_BLOCK", block)
+        assert np.array_equal(leaf_cells(points), expected)
+
+
+def test_arrays_that_are_not_contiguous():
+    points = np.asfortranarray(on_the_sphere(50, 8))
+    assert np.array_equal(leaf_cells(points[::-2]), s2_leaves(points[::-2]))
+
+
+def test_memory_does_not_grow_with_the_points():
+    points = on_the_sphere(400_000, 9)
+    tracemalloc.start()
+    leaf_cells(points)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The answer takes 3 MB, the check of the input as much for a moment, all at once would take a hundred.
+    assert peak < 20e6
 
 
 def test_poles_antimeridian_and_origin():

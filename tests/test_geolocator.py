@@ -15,6 +15,7 @@ pytest.importorskip("onnx")
 
 from geoinfer import Geolocator
 from geoinfer import bundle as bundles
+from geoinfer.answer import METHODS, Answer
 from geoinfer.backends import open_embedder
 from geoinfer.bundle import SHIPPED, write_bundle_manifest
 from geoinfer.errors import DeviceError, GeoInferError, InputError, MismatchError, ModelError, UsageError
@@ -122,7 +123,7 @@ class TestAnswers:
             assert prediction.top1_similarity == pytest.approx(row[order[0]], abs=2e-6)
             assert [c.similarity for c in prediction.candidates] == pytest.approx(row[order[:3]], abs=2e-6)
 
-    @pytest.mark.parametrize("method", ["top1", "mean", "density"])
+    @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("count", [1, 2, 5])
     def test_an_index_too_small_to_calibrate_promises_nothing(
         self, tmp_path: Path, model: Path, count: int, method: str
@@ -161,6 +162,115 @@ class TestAnswers:
         assert nobody.coordinates.shape == (0, 2)
         assert nobody.ids.shape == (0, 4)
         assert nobody.radius_km.shape == nobody.scores.shape == (0,)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    return make_index(tmp_path_factory.mktemp("index") / "many", model, pictures(200), places(200))
+
+
+class TestConfidence:
+    """An index of two hundred references, enough to tell how far off an answer is and what is unlike all of them."""
+
+    def test_an_answer_of_a_low_score_is_not_given(self, model: Path, calibrated: Path) -> None:
+        queries = pictures(40, seed=8)
+        with Geolocator.open(model, calibrated) as geolocator:
+            given = geolocator.locate(queries, top=2)
+        limit = sorted(prediction.score for prediction in given)[15]
+        limit = math.floor(limit * 1e6) / 1e6
+        with Geolocator.open(model, calibrated, min_score=limit) as geolocator:
+            assert geolocator.min_score == limit
+            some = geolocator.locate([*queries, "nowhere.jpg"], top=2)
+        assert some[-1].error_code == "missing"
+        withheld = 0
+        for before, after in zip(given, some[:-1], strict=True):
+            if round(before.score, 6) >= limit:
+                assert after == before
+                continue
+            withheld += 1
+            assert (after.status, after.error_code) == ("skipped", "low_score")
+            assert after.error == f"the score {round(before.score, 6):.6g} is below {limit:g}"
+            assert math.isnan(after.latitude)
+            assert math.isnan(after.longitude)
+            assert math.isnan(after.radius_km)
+            assert (after.score, after.top1_similarity, after.candidates) == (before.score, before.top1_similarity, ())
+            assert after.unlike_references == before.unlike_references
+        assert 10 < withheld <= 15
+
+    def test_without_a_calibration_there_is_no_score_to_ask_for(self, model: Path, index: Path) -> None:
+        with pytest.raises(UsageError, match=r"--min-score 0.5: no answer has a score, as the index has too few ref"):
+            Geolocator.open(model, index, min_score=0.5)
+
+    def test_unlike_references(self, model: Path, calibrated: Path, index: Path) -> None:
+        queries = pictures(40, seed=8)
+        vectors = expected(pictures(200)).astype(np.float64)
+        np.fill_diagonal(alike := vectors @ vectors.T, -np.inf)
+        # Each reference among the others; places are all further apart than photos of one spot.
+        learnt = alike.max(axis=1)
+        with Geolocator.open(model, calibrated, aggregate="top1", k=1) as geolocator:
+            predictions = geolocator.locate(queries)
+            # The direction in which there are no colours at all.
+            strange = geolocator.locate_embeddings(-vectors[:3].astype(np.float32))
+        for prediction in predictions:
+            as_far = sum(1 for one in learnt if one <= prediction.top1_similarity)
+            assert prediction.unlike_references is ((1 + as_far) / 201 <= 0.01)
+        assert strange.unlike_references.tolist() == [True] * 3
+        with Geolocator.open(model, index) as geolocator:
+            assert geolocator.locate(queries[:1])[0].unlike_references is None
+
+    def test_radii_of_other_probabilities(self, model: Path, calibrated: Path, index: Path) -> None:
+        queries = expected(pictures(20, seed=8)).astype(np.float32)
+        with Geolocator.open(model, calibrated) as geolocator:
+            located = geolocator.locate_embeddings(queries)
+            radii = [geolocator.radius_km(located, coverage) for coverage in (0.5, 0.8, 0.9, 0.95)]
+            with pytest.raises(ValueError, match="coverage is 1"):
+                geolocator.radius_km(located, 1)
+        assert (np.diff(radii, axis=0) >= 0).all()
+        assert (radii[0] < radii[3]).all()
+        np.testing.assert_array_equal(radii[2], located.radius_km)
+        with Geolocator.open(model, index) as geolocator:
+            wide = geolocator.radius_km(geolocator.locate_embeddings(queries), 0.9)
+            assert wide == pytest.approx([HALF_EARTH_KM] * 20)
+
+    def test_places(self, model: Path, calibrated: Path) -> None:
+        pytest.importorskip("reverse_geocode")
+        from geoinfer.places import Places
+
+        with Geolocator.open(model, calibrated, places=True, aggregate="top1", k=1) as geolocator:
+            predictions = geolocator.locate([*pictures(20, seed=8), "nowhere.jpg"])
+        assert {p.status for p in predictions} == {"ok", "error"}
+        cities = Places.open()
+        for prediction in predictions:
+            if prediction.status != "ok":
+                assert prediction.place is None
+                continue
+            (alone,) = cities.names([(prediction.latitude, prediction.longitude)])
+            assert prediction.place == alone
+        with Geolocator.open(model, calibrated) as geolocator:
+            assert geolocator.locate(pictures(1))[0].place is None
+
+    def test_temperature_and_bandwidth_are_those_of_the_answer(self, model: Path, calibrated: Path) -> None:
+        queries = expected(pictures(10, seed=8)).astype(np.float32)
+        with Geolocator.open(model, calibrated, k=20, temperature=0.001) as geolocator:
+            assert geolocator.answer == Answer(20, "density", 0.001)
+            sharp = geolocator.locate_embeddings(queries).coordinates
+        with Geolocator.open(model, calibrated, k=1, aggregate="top1") as geolocator:
+            nearest = geolocator.locate_embeddings(queries).coordinates
+        with Geolocator.open(model, calibrated, k=20, temperature=1.0, bandwidth_km=3000.0) as geolocator:
+            broad = geolocator.locate_embeddings(queries).coordinates
+        # All of the weight on the nearest, or next to none.
+        near = [haversine(a, b) for a, b in zip(sharp, nearest, strict=True)]
+        far = [haversine(a, b) for a, b in zip(broad, nearest, strict=True)]
+        assert np.median(near) < 1
+        assert np.median(far) > 500
+        with pytest.raises(UsageError, match="temperature"):
+            Geolocator.open(model, calibrated, aggregate="top1", temperature=0.1)
+
+
+def haversine(a: np.ndarray, b: np.ndarray) -> float:
+    lat1, lon1, lat2, lon2 = (math.radians(float(v)) for v in (*a, *b))
+    h = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
+    return 2 * 6371 * math.asin(math.sqrt(min(1, h)))
 
 
 class TestInputs:
@@ -289,8 +399,13 @@ class TestOpen:
         assert caught.value.exit_code == 3
 
     @pytest.mark.parametrize(
-        "options", [{"k": 0}, {"k": 101}, {"k": -1}, {"aggregate": "median"}, {"aggregate": ""}, {"device": "gpu"}]
-    )
+        "options",
+        [
+            {"k": 0}, {"k": 101}, {"k": -1}, {"aggregate": "mode"}, {"aggregate": ""}, {"device": "gpu"},
+            {"min_score": -0.1}, {"min_score": 1.01}, {"min_score": math.nan}, {"index_device": "gpu"},
+            {"index_device": "cuda:0"}, {"temperature": 0.0}, {"temperature": -1.0}, {"bandwidth_km": 0.0},
+        ],
+    )  # fmt: skip
     def test_options_that_make_no_sense(self, model: Path, index: Path, options: dict) -> None:
         with pytest.raises(UsageError, match="expected") as caught:
             Geolocator.open(model, index, **options)

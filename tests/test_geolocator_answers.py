@@ -18,7 +18,7 @@ from geoinfer.backends import open_embedder
 from geoinfer.batch.predict import PredictOptions, run_predict
 from geoinfer.index import (
     Answer,
-    FaissFlatIndex,
+    FlatIndex,
     LeaveOneOut,
     References,
     held_out_photos,
@@ -56,7 +56,7 @@ def gallery(folder: Path, model: Path, labelled: int | None, **said) -> Path:
     calibration = LeaveOneOut.empty()
     if labelled is not None:
         embeddings = expected(pictures(labelled, seed=7)).astype(np.float32)
-        calibration = held_out_photos(FaissFlatIndex(vectors), embeddings, places(labelled, seed=7))
+        calibration = held_out_photos(FlatIndex(vectors), embeddings, places(labelled, seed=7))
     with open_embedder(model, "cpu") as embedder:
         write_index(
             folder,
@@ -138,7 +138,7 @@ class TestProbabilities:
             assert math.fsum(c.probability for c in prediction.candidates) == pytest.approx(1, abs=1e-9)
 
     def test_nobody_asks_nobody_computes(self, model: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(FaissFlatIndex, "probabilities", lambda *_: pytest.fail("computed in vain"))
+        monkeypatch.setattr(FlatIndex, "probabilities", lambda *_: pytest.fail("computed in vain"))
         with Geolocator.open(model, index) as geolocator:
             (prediction,) = geolocator.locate(pictures(1), top=0)
             assert prediction.candidates == ()

@@ -45,6 +45,7 @@ def test_the_wheel_holds_the_runtime_alone(wheel: zipfile.ZipFile) -> None:
     }
     assert "geoinfer/py.typed" in wanted
     assert "geoinfer/bundles/demo/model.onnx" in wanted
+    assert {"geoinfer/maps/land-110m.json", "geoinfer/places/countries.csv"} <= wanted
     metadata = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     licences = {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE.md", "geoinfer/NOTICE.md"}
     assert set(wheel.namelist()) == wanted | metadata | licences
@@ -84,14 +85,14 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_base_dependencies_are_the_houses() -> None:
-    wanted = {"numpy", "typer", "rich", "pillow", "simplejpeg", "s2sphere", "pyarrow"}
+    wanted = {"numpy", "typer", "rich", "pillow", "simplejpeg", "pyarrow"}
     assert names(PROJECT["project"]["dependencies"]) == wanted
 
 
 def test_extras_are_the_houses() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     # `heic` is apart from the table: house.md names the package (pi-heif) in its prose.
-    assert set(extras) == {"cpu", "gpu", "tensorrt", "rtx", "heic", "train", "export", "dev"}
+    assert set(extras) == {"cpu", "gpu", "tensorrt", "rtx", "heic", "places", "report", "train", "export", "dev"}
     assert names(extras["cpu"]) == {"onnxruntime", "faiss-cpu"}
     gpu = {re.sub(r"-cu\d+$", "", name) for name in names(extras["gpu"])}
     assert {"onnxruntime-gpu", "faiss-gpu", "nvidia-nvimgcodec", "nvidia-ml-py", "cuda-python"} == gpu

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from geoinfer.aggregate import aggregate
+from geoinfer.answer import Answer
 from geoinfer.errors import UsageError
 from geoinfer.geodesy import from_unit_vectors, haversine_km
-from geoinfer.index.faiss_index import FaissFlatIndex
+from geoinfer.index.flat import FlatIndex
 from trainer.batches import drawn, make_batches
 from trainer.data.loader import BatchLoader
 from trainer.devices import from_all_ranks
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from numpy.typing import NDArray
 
-    from geoinfer.aggregate import Method
     from trainer.data.examples import Examples
     from trainer.data.loader import BadPhoto
     from trainer.models import GeoModel
@@ -127,13 +127,13 @@ def neighbor_errors(
         places: (r, 2) degrees.
         ks: numbers of neighbours; more than r is as many as r.
     """
-    neighbors = FaissFlatIndex(references).search(queries, max(ks))
+    neighbors = FlatIndex(references).search(queries, max(ks))
     found = places[neighbors.ids]
     errors = []
     for k in ks:
         used = min(k, found.shape[1])
-        method: Method = "top1" if k == 1 else "mean"
-        answers = aggregate(found[:, :used], neighbors.similarities[:, :used], method)
+        answer = Answer(aggregate="top1" if k == 1 else "mean")
+        answers = aggregate(found[:, :used], neighbors.similarities[:, :used], answer)
         errors.append(GeolocationErrors(k, haversine_km(answers, truth)))
     return errors
 

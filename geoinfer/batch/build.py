@@ -1,72 +1,79 @@
-"""The index build: labelled photos in, a reference index out."""
+"""The index build: labelled photos, or ready embeddings, in; a reference index out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
+import contextlib
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from geoinfer.aggregate import DEFAULT_K, DEFAULT_METHOD
-from geoinfer.batch.pipeline import Block, Pipeline
-from geoinfer.batch.rows import failed_row, path_fields
+import geoinfer
+from geoinfer.answer import DEFAULT_ANSWER
+from geoinfer.batch.build_rows import PhotoRows, ReadyRows
+from geoinfer.batch.build_shards import BuildShards, building_folder
+from geoinfer.batch.labelled import open_labelled
+from geoinfer.batch.predict import RunObserver
+from geoinfer.batch.ready_embeddings import is_ready, open_ready
+from geoinfer.batch.seen_ids import SeenIds
 from geoinfer.batch.writers import check_error_report, write_error_report
 from geoinfer.calibration import calibrate, leave_one_out_errors_km
-from geoinfer.errors import ImageError, InputError, InterruptedRunError, OutputError, UsageError
-from geoinfer.geodesy import haversine_km
-from geoinfer.images import Source, decode_pixels, discover, raw_problem, read_image_file, read_metadata
-from geoinfer.images.near_duplicates import HASH_BYTES, perceptual_hash
-from geoinfer.index import References, open_index, write_index
-from geoinfer.index.store import INDEX_FORMAT
-from geoinfer.labels import Label, LabelsFile, count_rows, open_labels, read_labels
-from geoinfer.lock import OutputLock
+from geoinfer.errors import GeoInferError, InputError, InterruptedRunError, OutputError, UsageError
+from geoinfer.index import IndexWriter, index_lock, is_index, open_index, read_index_manifest
+from geoinfer.index.exchange import recover_unattended
+from geoinfer.index_kinds import AUTO, KINDS
+from geoinfer.integrity import sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from geoinfer.backends import Embedder
-    from geoinfer.batch.predict import RunObserver
-
-_DIGEST_BYTES = 32
-_BLOCK = 64
-_SAME_OCCASION = timedelta(hours=1)
-_SAME_OCCASION_KM = 50.0
+    from geoinfer.batch.build_rows import NewRows
+    from geoinfer.batch.labelled import ReferenceRows
+    from geoinfer.index_kinds import Kind
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What an index build is told besides its embedder.
+    """What a build is told besides its embedder; adding to an index is told the same.
 
     Attributes:
-        labels: a labels CSV, or a folder of photos whose EXIF carries GPS.
-        images: folder that the CSV's names are relative to.
+        labels: a labels CSV, a folder of photos whose EXIF carries GPS, a Parquet file of embeddings, or a folder that
+            the trainer's `embed` wrote.
         output: the index's folder.
         errors: the error report.
+        images: folder that the CSV's names are relative to.
+        embeddings: a `.npy` file with an embedding for each row of the CSV; no photos are read then.
+        normalize: divide ready embeddings by their lengths.
         batch_size: photos that the model sees at once.
         workers: CPU threads.
         source: where the photos come from, for rows that do not say.
         attribution: licence and author, for rows that do not say.
+        kind: of the index, or `auto`.
         overwrite: replace an index that is there.
+        restart: forget an unfinished build.
     """
 
     labels: Path
-    images: Path | None
     output: Path
     errors: Path
-    batch_size: int
-    workers: int
+    images: Path | None = None
+    embeddings: Path | None = None
+    normalize: bool = False
+    batch_size: int = 1
+    workers: int = 1
     source: str = ""
     attribution: str = ""
+    kind: str = AUTO
     overwrite: bool = False
+    restart: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the embeddings are there, and no photos are read."""
+        return is_ready(self.labels, self.embeddings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +81,17 @@ class BuildSummary:
     """What a build did.
 
     Attributes:
-        layout: of the labels: `OSV-5M`, `Im2GPS`, `GeoCLIP`, `CSV` or `EXIF`.
-        inputs: photos that were named or found.
-        indexed: references in the index.
+        layout: of the labels: `OSV-5M`, `Im2GPS`, `GeoCLIP`, `CSV`, `EXIF`, or a few words for ready embeddings.
+        inputs: photos or rows that were named or found.
+        indexed: those that are references now.
         error: failed, listed in the error report.
         skipped: photos without a position in their EXIF, and camera raw.
         failures: how many inputs failed, by error code, the most frequent first.
         seconds: from the first photo to the index on the disk.
-        median_error_km: of locating the references by one another, with the default way of answering; None when there
+        kind: of the index.
+        size: references in it.
+        recall: of an approximate kind, as its manifest has it; None for an exact one.
+        median_error_km: of locating the references by one another, with the index's way of answering; None when there
             are too few.
         calibrated: whether radii from this index mean anything.
     """
@@ -93,234 +103,246 @@ class BuildSummary:
     skipped: int
     failures: dict[str, int]
     seconds: float
+    kind: Kind
+    size: int
+    recall: dict[str, Any] | None
     median_error_km: float | None
     calibrated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Labelled(Source):
-    """An input with its label; without one, its position is looked for in its EXIF."""
+class BuildObserver(RunObserver, Protocol):
+    """Is told how a build goes; rendering is somebody else's job."""
 
-    label: Label | None = None
+    def say(self, line: str) -> None:
+        """Something that the user should know now."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Details:
-    latitude: float
-    longitude: float
-    taken_at: datetime | None
-    content_sha256: bytes
-    perceptual_hash: NDArray[np.uint8]
+    def step(self, name: str, done: float) -> None:
+        """A step of making the index, such as `training`, is done to this share, 0 to 1."""
 
 
-def run_build(embedder: Embedder, options: BuildOptions, observer: RunObserver) -> BuildSummary:
-    """Embeds every labelled photo and writes the index and the error report.
+def run_build(embedder: Embedder, options: BuildOptions, observer: BuildObserver) -> BuildSummary:
+    """Makes an index of labelled photos, or of ready embeddings of this embedder, and writes the error report.
+
+    Photos are embedded into shards beside the output (`geoinfer.batch.build_shards`); after a kill the same call goes
+    on from there, and the files are those of an unbroken run. Embeddings and names are never all in memory.
 
     Raises:
-        InputError: the labels or photos are missing, or no photo could be indexed.
-        LabelsError: the CSV lacks a column.
-        OutputError: the output exists and `overwrite` is not set, or cannot be written.
-        InterruptedRunError: Ctrl-C; nothing is written.
+        InputError: labels, photos or embeddings are missing or make no sense, or nothing could be indexed.
+        LabelsError: a column is missing.
+        MismatchError: ready embeddings are not of this embedder.
+        OutputError: the output exists and `overwrite` is not set, cannot be written, or another process writes it.
+        UsageError: an unfinished build is there, of something else.
+        InterruptedRunError: Ctrl-C, or a full disk; the same call goes on where it was.
     """
     check_build(options)
     check_error_report(options.errors)
-    with OutputLock(options.output.with_name(f".{options.output.name}.lock"), options.output):
-        return _run(embedder, options, observer)
-
-
-def _run(embedder: Embedder, options: BuildOptions, observer: RunObserver) -> BuildSummary:
-    labels = None if options.labels.is_dir() else open_labels(options.labels, options.images)
     started = time.perf_counter()
-    builder = _Builder(options)
-    observer.started(0, 0)
+    with build_under_way(options, build_fingerprint(embedder, options)) as shards:
+        if options.output.exists() and not options.overwrite:
+            _check_made_by(shards, options.output)  # and a kill came before its shards were cleared away
+        layout, rows = new_rows(embedder, options, shards, SeenIds(), observer)
+        check_any(options, rows, final=rows.most == 0)
+        kind = chosen_kind(options.kind, rows.most, embedder.dim, observer)
+        with (
+            index_lock(options.output),
+            IndexWriter(
+                options.output,
+                embedder.identity,
+                kind=kind,
+                overwrite=options.output.exists(),
+                rows=None if options.ready else rows.most,
+                on_step=observer.step,
+            ) as writer,
+        ):
+            fill(writer, rows, observer, rows.most)
+            shards.all_safe(rows.indexed)
+            failures = reported(options, rows)
+            check_any(options, rows, final=True)
+            writer.finish()
+        summary = summarise(options, layout, rows, failures, started)
+        shards.discard()
+    return summary
+
+
+@contextlib.contextmanager
+def build_under_way(
+    options: BuildOptions, fingerprint: dict[str, Any], made: Callable[[dict[str, Any], int], bool] | None = None
+) -> Iterator[BuildShards]:
+    """The folder of the build within the block, and what becomes of it when the block fails.
+
+    Args:
+        options: of the build.
+        fingerprint: see `BuildShards`.
+        made: see `BuildShards.open`.
+
+    Raises:
+        InterruptedRunError: Ctrl-C or a full disk within the block; the message says what is safe.
+    """
+    shards = BuildShards(options.output, fingerprint)
     try:
-        with Pipeline(
-            _sources(options, labels),
-            embedder,
-            builder.prepare(embedder),
-            builder.finish,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            block_batches=max(1, _BLOCK // options.batch_size),
-            on_progress=observer.progressed,
-        ) as pipeline:
-            for block in pipeline:
-                builder.collect(block)
-        observer.writing()
-        failures = _write_report(options, builder)
-        if not builder.ids:
-            raise InputError(f"{options.labels}: {_why_empty(builder, labels)}", hint=_empty_hint(options, builder))
-        _write(options, builder, embedder)
-    except KeyboardInterrupt:
-        raise InterruptedRunError("interrupted; no index was written") from None
+        shards.open(restart=options.restart, made=made)
+    except OSError as error:
+        if isinstance(error, GeoInferError):
+            raise
+        raise OutputError(
+            f"{options.output}: cannot be written here: {(error.strerror or str(error)).lower()}",
+            hint="choose another --output",
+        ) from error
+    try:
+        yield shards
+    except BaseException as error:
+        safe = shards.inputs
+        # An unfinished build with nothing in it, or nothing but failures, only stands in the way.
+        if shards.rows == 0:
+            safe = 0
+            shards.discard()
+        if not isinstance(error, KeyboardInterrupt) and not _is_full_disk(error):
+            raise
+        what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        if not safe:
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            raise InterruptedRunError("interrupted; no index was written") from None
+        again = "the same command without --restart" if options.restart else "the same command"
+        raise InterruptedRunError(
+            f"{what}; {safe} photos are embedded and safe in {shards.folder}", hint=f"{again} goes on from there"
+        ) from error
+    finally:
+        shards.close()
+
+
+def new_rows(
+    embedder: Embedder,
+    options: BuildOptions,
+    shards: BuildShards,
+    seen: SeenIds,
+    observer: BuildObserver,
+    *,
+    first_occasion: int = 1,
+) -> tuple[str, NewRows]:
+    """(layout, references): photos are all embedded when this returns, ready embeddings are yet to be read.
+
+    Args:
+        embedder: of the index.
+        options: what to read.
+        shards: of this build, open.
+        seen: names that are taken.
+        observer: told how it goes.
+        first_occasion: number of the first sequence that EXIF times tell.
+    """
+    if options.ready:
+        ready = open_ready(
+            options.labels,
+            options.embeddings,
+            embedder.identity,
+            normalize=options.normalize,
+            source=options.source,
+            attribution=options.attribution,
+        )
+        return ready.layout, ReadyRows(ready, seen, shards.spool, observer)
+    labels = open_labelled(options.labels, options.images, source=options.source, attribution=options.attribution)
+    photos = PhotoRows(shards, seen, first_occasion=first_occasion)
+    photos.embed(embedder, labels, batch_size=options.batch_size, workers=options.workers, observer=observer)
+    observer.writing()
+    return labels.layout, photos
+
+
+def build_fingerprint(embedder: Embedder, options: BuildOptions) -> dict[str, Any]:
+    """Everything that decides what the references are. The kind is none of it: it may change when a build resumes."""
+    values: dict[str, Any] = {
+        "geoinfer": geoinfer.__version__,
+        "engine": embedder.identity.name,
+        "preprocessing": embedder.identity.preprocessing.as_dict(),
+        "--source": options.source,
+        "--attribution": options.attribution,
+        "labels": _labels_state(options),
+    }
+    if options.ready:
+        return values | {"--embeddings": _state(options.embeddings), "--normalize": options.normalize}
+    return values | {
+        "engine file": embedder.fingerprint,
+        "device": embedder.device.partition(":")[0],
+        # A GPU's libraries choose their algorithms by the shape of a batch, and with them the last digits.
+        "--batch-size": None if embedder.device == "cpu" else options.batch_size,
+        "--images": None if options.images is None else str(options.images.resolve()),
+    }
+
+
+def chosen_kind(kind: str, size: int, dim: int, observer: BuildObserver) -> Kind:
+    """The kind that was asked for, or the one that fits, of which the user is told why."""
+    for known in KINDS:
+        if kind == known:
+            return known
+    from geoinfer.index.choose import choose_kind
+
+    choice = choose_kind(size, dim)
+    observer.say(f"kind: {choice.kind} ({choice.why})")
+    return choice.kind
+
+
+def fill(writer: IndexWriter, rows: Iterable[ReferenceRows], observer: BuildObserver, most: int) -> None:
+    """Hands references to a writer as they come, and tells how many of at most so many are written."""
+    done = 0
+    for block in rows:
+        writer.add(block.embeddings, block.references)
+        done += len(block)
+        observer.step("writing", done / most)
+
+
+def reported(options: BuildOptions, rows: NewRows) -> dict[str, int]:
+    """Writes the error report; how many inputs failed, by code."""
+    try:
+        return write_error_report(options.errors, rows.failed(), skipped=True)
+    except OSError as error:
+        raise OutputError(f"{options.errors}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+
+
+def check_any(options: BuildOptions, rows: NewRows, *, final: bool) -> None:
+    """Raises InputError, the report written, if it is certain that nothing can be indexed."""
+    if not final or rows.indexed:
+        return
+    reported(options, rows)
+    first = next(rows.failed(), None)
+    if first is not None:
+        hint = f"the first failure: {first['path']}: {first['error']}; all of them are in {options.errors}"
+    else:
+        hint = "give a CSV of paths and coordinates, or photos with GPS in their EXIF"
+    raise InputError(f"{options.labels}: {_why_empty(options, rows)}", hint=hint)
+
+
+def summarise(
+    options: BuildOptions, layout: str, rows: NewRows, failures: dict[str, int], started: float
+) -> BuildSummary:
+    """Looks at the index that was made."""
     stored = open_index(options.output)
-    errors = leave_one_out_errors_km(stored.leave_one_out, stored.references.coordinates, DEFAULT_METHOD, DEFAULT_K)
-    calibration = calibrate(stored.leave_one_out, stored.references.coordinates, DEFAULT_METHOD, DEFAULT_K)
+    held_out, coordinates = stored.leave_one_out, stored.references.coordinates
+    answer = stored.manifest.answer or DEFAULT_ANSWER
+    errors = leave_one_out_errors_km(held_out, coordinates, answer)
     return BuildSummary(
-        layout="EXIF" if labels is None else labels.layout,
-        inputs=builder.inputs,
-        indexed=len(builder.ids),
-        error=builder.error,
-        skipped=builder.skipped,
+        layout=layout,
+        inputs=rows.inputs,
+        indexed=rows.indexed,
+        error=rows.error,
+        skipped=rows.skipped,
         failures=failures,
         seconds=time.perf_counter() - started,
+        kind=stored.manifest.kind,
+        size=stored.manifest.size,
+        recall=stored.manifest.recall,
         median_error_km=float(np.median(errors)) if len(errors) else None,
-        calibrated=calibration.usable,
+        calibrated=calibrate(held_out, coordinates, answer).usable,
     )
 
 
-class _Builder:
-    """Collects what the pipeline delivers. Embeddings stay in the blocks' own arrays until they are joined once."""
-
-    def __init__(self, options: BuildOptions) -> None:
-        self._options = options
-        self.inputs = self.error = self.skipped = 0
-        self.ids: list[str] = []
-        self.failed: list[dict[str, Any]] = []
-        self._sources: list[str] = []
-        self._attributions: list[str] = []
-        self._coordinates: list[tuple[float, float]] = []
-        self._sequences: list[str] = []
-        self._taken_at: list[datetime | None] = []
-        self._digests: list[bytes] = []
-        self._hashes: list[bytes] = []
-        self._embeddings: list[NDArray[np.float32]] = []
-
-    def prepare(self, embedder: Embedder) -> Any:
-        preprocessing = embedder.identity.preprocessing
-
-        def prepare(source: Source, pixels: NDArray[np.uint8]) -> _Details:
-            assert isinstance(source, _Labelled)
-            raw = raw_problem(source.path)
-            if raw is not None:  # one that a CSV names holds a thumbnail that would be taken for the photo
-                raise raw
-            data, kind = read_image_file(source.path)
-            metadata = read_metadata(data, kind)
-            label = source.label
-            position = metadata.coordinates if label is None else (label.latitude, label.longitude)
-            if position is None:
-                raise ImageError(
-                    "labels", "no_gps", "the photo's EXIF holds no position", size_bytes=len(data), status="skipped"
-                )
-            pixels[...] = decode_pixels(data, kind, preprocessing)
-            return _Details(*position, metadata.taken_at, hashlib.sha256(data).digest(), perceptual_hash(pixels))
-
-        return prepare
-
-    @staticmethod
-    def finish(block: Block[_Details, bool]) -> bool:
-        del block
-        return True
-
-    def collect(self, block: Block[_Details, bool]) -> None:
-        self.inputs += len(block.sources)
-        for offset in sorted(block.failures):
-            row = failed_row(block.sources[offset].path, block.failures[offset])
-            self.failed.append(row)
-            if row["status"] == "error":
-                self.error += 1
-            else:
-                self.skipped += 1
-        self._embeddings.append(block.embeddings)
-        for offset in block.located:
-            source, details = block.sources[offset], block.details[offset]
-            assert isinstance(source, _Labelled)
-            label = source.label
-            self.ids.append(label.id if label else self._relative(source.path))
-            self._sources.append((label.source if label else "") or self._options.source)
-            self._attributions.append((label.attribution if label else "") or self._options.attribution)
-            self._coordinates.append((details.latitude, details.longitude))
-            self._sequences.append(label.sequence if label else "")
-            self._taken_at.append(details.taken_at)
-            self._digests.append(details.content_sha256)
-            self._hashes.append(details.perceptual_hash.tobytes())
-
-    def references(self) -> References:
-        return References(
-            ids=self.ids,
-            coordinates=np.array(self._coordinates, np.float64).reshape(-1, 2),
-            sources=self._sources,
-            attributions=self._attributions,
-            content_sha256=np.frombuffer(b"".join(self._digests), np.uint8).reshape(-1, _DIGEST_BYTES),
-            perceptual_hashes=np.frombuffer(b"".join(self._hashes), np.uint8).reshape(-1, HASH_BYTES),
-            sequences=named_sequences(self._sequences, self._taken_at, self._coordinates),
-        )
-
-    def embeddings(self) -> NDArray[np.float32]:
-        return np.concatenate(self._embeddings)
-
-    def _relative(self, path: bytes) -> str:
-        return path_fields(os.path.relpath(path, os.fsencode(self._options.labels)))["path"]
-
-
-def _sources(options: BuildOptions, labels: LabelsFile | None) -> Iterator[Source]:
-    if labels is None:
-        for source in discover([os.fspath(options.labels)]):
-            yield _Labelled(source.path, source.problem)
-        return
-    for label in read_labels(labels):
-        yield _Labelled(label.path, label.problem, label)
-
-
-def named_sequences(
-    known: list[str], taken_at: list[datetime | None], coordinates: list[tuple[float, float]]
-) -> list[str]:
-    """Which photos were taken together: as the labels say, else by the time in their EXIF and their place.
-
-    Photos that follow one another within an hour and 50 km are of one sequence, whoever took them: better to leave out
-    a stranger as a photo's reference, when the index is calibrated, than a picture of the same scene.
-
-    Args:
-        known: sequences from the labels, empty where they do not say.
-        taken_at: times from the EXIF, None where it does not say.
-        coordinates: latitude and longitude in degrees.
-
-    Returns:
-        A name for each; empty where neither says.
-    """
-    names = list(known)
-    dated = sorted((taken, row) for row, taken in enumerate(taken_at) if taken is not None and not known[row])
-    # Several may go on at the same time, in several places: each with the time and place of its latest photo.
-    going_on: list[tuple[datetime, tuple[float, float], str]] = []
-    number = 0
-    for taken, row in dated:
-        going_on = [occasion for occasion in going_on if taken - occasion[0] <= _SAME_OCCASION]
-        near = [
-            place
-            for place, occasion in enumerate(going_on)
-            if haversine_km(coordinates[row], occasion[1]) <= _SAME_OCCASION_KM
-        ]
-        if near:
-            name = going_on.pop(near[-1])[2]
-        else:
-            number += 1
-            name = f"taken together {number}"
-        names[row] = name
-        going_on.append((taken, coordinates[row], name))
-    return names
-
-
 def check_build(options: BuildOptions) -> None:
-    """Raises InputError or OutputError for what can be known before a model is opened."""
+    """Raises InputError, LabelsError or OutputError for what can be known before a model is opened."""
     output = options.output
-    if not options.labels.exists():
-        raise InputError(
-            f"{options.labels}: there is no such file or folder",
-            hint="give a CSV of paths and coordinates, or a folder of photos with GPS in their EXIF",
-        )
-    if options.labels.is_dir() and options.images is not None:
-        raise InputError("--images is for a CSV; with a folder the photos are the folder's own")
-    if not output.exists() and _is_index(_replaced(output)):
-        # A kill came between the two renames of `_write`: the old index goes back.
-        _replaced(output).replace(output)
-    if output.exists() and not options.overwrite:
+    check_labels(options)
+    recover_unattended(output)
+    if output.exists() and not options.overwrite and not (building_folder(output).is_dir() and is_index(output)):
         raise OutputError(f"{output}: exists already", hint="choose another --output, or --overwrite to replace it")
-    if output.exists() and not _is_index(output):
+    if output.exists() and not is_index(output):
         raise OutputError(f"{output}: exists and is not an index, so it is not overwritten")
-    if options.labels.is_file():
-        open_labels(options.labels, options.images)
-    if options.errors.exists() and options.labels.is_file() and options.errors.samefile(options.labels):
-        raise UsageError(f"--errors {options.errors}: is the labels themselves", hint="choose another file")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         probe = output.with_name(output.name + ".probe")
@@ -333,71 +355,60 @@ def check_build(options: BuildOptions) -> None:
         ) from error
 
 
+def check_labels(options: BuildOptions) -> None:
+    """Raises InputError, LabelsError or UsageError for labels or embeddings that make no sense by themselves."""
+    if options.kind not in (AUTO, *KINDS):
+        raise UsageError(f"--kind {options.kind}: expected one of {', '.join((AUTO, *KINDS))}")
+    if options.ready:
+        if options.images is not None:
+            raise UsageError("--images is for photos; with ready embeddings none are looked for")
+        open_ready(options.labels, options.embeddings, None)
+    elif options.normalize:
+        raise UsageError("--normalize is for ready embeddings; a model normalises its own")
+    else:
+        open_labelled(options.labels, options.images)
+    for path in (options.labels, options.embeddings):
+        if path is not None and path.is_file() and options.errors.exists() and options.errors.samefile(path):
+            raise UsageError(f"--errors {options.errors}: is an input", hint="choose another file")
+
+
 def count_inputs(options: BuildOptions) -> int:
-    """How many photos the labels name, or the folder holds."""
-    if options.labels.is_dir():
-        return sum(1 for _ in discover([os.fspath(options.labels)]))
-    return count_rows(open_labels(options.labels, options.images))
+    """How many photos or rows the labels name, or the folder holds."""
+    if options.ready:
+        return open_ready(options.labels, options.embeddings, None).rows
+    return open_labelled(options.labels, options.images).count()
 
 
-def _is_index(folder: Path) -> bool:
-    """Whether a folder is an index, damaged perhaps: a bundle, say, has a manifest too."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("format") == INDEX_FORMAT
+def _check_made_by(shards: BuildShards, output: Path) -> None:
+    """Raises OutputError unless the index that is there can only be what this build made before it was killed."""
+    if shards.complete is None or read_index_manifest(output).size != shards.complete:
+        raise OutputError(f"{output}: exists already", hint="choose another --output, or --overwrite to replace it")
 
 
-def _replaced(output: Path) -> Path:
-    """Where an old index is while a new one takes its place."""
-    return output.with_name(f".{output.name}.replaced")
+def _labels_state(options: BuildOptions) -> Any:
+    if options.labels.is_dir() and not options.ready:
+        return str(options.labels.resolve())  # which photos are in it is compared as they are found
+    return sha256_of(options.labels) if options.embeddings is not None or not options.ready else _state(options.labels)
 
 
-def _write_report(options: BuildOptions, builder: _Builder) -> dict[str, int]:
-    try:
-        return write_error_report(options.errors, builder.failed, skipped=True)
-    except OSError as error:
-        raise OutputError(f"{options.errors}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+def _state(path: Path | None) -> Any:
+    """What tells a large file from another without reading it."""
+    if path is None:
+        return None
+    status = (path / "embeddings.parquet" if path.is_dir() else path).stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def _write(options: BuildOptions, builder: _Builder, embedder: Embedder) -> None:
-    output = options.output
-    if not output.exists():
-        write_index(output, builder.embeddings(), builder.references(), embedder.identity)
-        return
-    # The old index stays where it is until the new one is whole, so a kill costs at most the moment of the exchange.
-    new, old = output.with_name(f".{output.name}.new"), _replaced(output)
-    for left_over in (new, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    write_index(new, builder.embeddings(), builder.references(), embedder.identity)
-    try:
-        output.replace(old)
-        try:
-            new.replace(output)
-        except BaseException:
-            old.replace(output)
-            raise
-    except BaseException as error:
-        shutil.rmtree(new, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OutputError(
-                f"{output}: the old index cannot be replaced: {(error.strerror or str(error)).lower()}"
-            ) from error
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _is_full_disk(error: BaseException) -> bool:
+    return isinstance(error, OutputError) and isinstance(error.__cause__, OSError)
 
 
-def _why_empty(builder: _Builder, labels: LabelsFile | None) -> str:
-    if builder.inputs == 0:
-        return "no photos in this folder" if labels is None else "the CSV has no rows"
-    if labels is None and builder.skipped == builder.inputs:
-        return f"none of the {builder.inputs} photos has a position in its EXIF"
-    return f"none of the {builder.inputs} photos could be indexed"
-
-
-def _empty_hint(options: BuildOptions, builder: _Builder) -> str:
-    if builder.failed:
-        first = builder.failed[0]
-        return f"the first failure: {first['path']}: {first['error']}; all of them are in {options.errors}"
-    return "give a CSV of paths and coordinates, or photos with GPS in their EXIF"
+def _why_empty(options: BuildOptions, rows: NewRows) -> str:
+    if options.ready:
+        return f"none of the {rows.inputs} embeddings can be indexed"
+    folder = options.labels.is_dir()
+    if rows.inputs == 0:
+        return "no photos in this folder" if folder else "the CSV has no rows"
+    if folder and rows.skipped == rows.inputs:
+        return f"none of the {rows.inputs} photos has a position in its EXIF"
+    return f"none of the {rows.inputs} photos could be indexed"

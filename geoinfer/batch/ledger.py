@@ -19,8 +19,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from geoinfer.errors import OutputError, UsageError
-from geoinfer.integrity import atomic_file, canonical_json, sync_folder, temporary_name, write_json
+from geoinfer.batch.ledger_file import append_entry, check_fingerprint, read_entries
+from geoinfer.errors import OutputError
+from geoinfer.integrity import atomic_file, temporary_name, write_json
 from geoinfer.lock import OutputLock
 
 if TYPE_CHECKING:
@@ -242,60 +243,15 @@ class RunLedger:
             self._append({"fingerprint": self.fingerprint})
 
     def _check_fingerprint(self, stored: Any, sentence: str) -> None:
-        stored = stored if isinstance(stored, dict) else {}
-        for name in sorted({*stored, *self.fingerprint}):
-            before, now = stored.get(name), self.fingerprint.get(name)
-            if canonical_json(before) != canonical_json(now):
-                raise UsageError(
-                    f"{sentence} another {name} ({_short(before)}; now {_short(now)})",
-                    hint="repeat the command as it was, choose another --output, or --restart to begin anew",
-                )
+        check_fingerprint(stored, self.fingerprint, sentence)
 
     def _read(self) -> tuple[dict[str, Any] | None, list[Part]]:
-        """The ledger's header and parts; a line that a crash cut short, and what follows it, never happened."""
-        header: dict[str, Any] | None = None
-        parts: list[Part] = []
-        path = self.folder / _LEDGER
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None, []
-        good = 0
-        for line in content.splitlines(keepends=True):
-            try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-                if header is None:
-                    header = entry["fingerprint"]  # type: ignore[index]
-                else:
-                    assert isinstance(entry, dict)
-                    part = Part(entry["part"], entry["inputs"], entry["counts"], entry["digest"], entry["bytes"])
-                    if part.number != len(parts) or self._part_path(part.number).stat().st_size != part.size_bytes:
-                        break
-                    parts.append(part)
-            except (FileNotFoundError, AssertionError, ValueError, KeyError, TypeError):
-                break
-            good += len(line)
-        if good < len(content):
-            with path.open("r+b") as file:
-                file.truncate(good)
-        return header, parts
+        def parse(entry: dict[str, Any], before: int) -> Part | None:
+            part = Part(entry["part"], entry["inputs"], entry["counts"], entry["digest"], entry["bytes"])
+            whole = part.number == before and self._part_path(part.number).stat().st_size == part.size_bytes
+            return part if whole else None
+
+        return read_entries(self.folder / _LEDGER, parse)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        path = self.folder / _LEDGER
-        size = path.stat().st_size if path.exists() else 0
-        try:
-            with path.open("ab") as file:
-                file.write((canonical_json(entry) + "\n").encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            # Half a line would hide every later one.
-            with contextlib.suppress(OSError):
-                os.truncate(path, size)
-            raise
-        sync_folder(self.folder)
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else canonical_json(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        append_entry(self.folder / _LEDGER, entry)

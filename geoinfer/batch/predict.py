@@ -7,15 +7,17 @@ import hashlib
 import re
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import geoinfer
 from geoinfer.batch.ledger import InputDigest, RunLedger
 from geoinfer.batch.pipeline import Block, Pipeline
-from geoinfer.batch.rows import ESTIMATED, failed_row, ok_row
+from geoinfer.batch.rows import ESTIMATED, LOW_SCORE, abstained_row, failed_row, ok_row
 from geoinfer.batch.writers import WITH_CANDIDATES, check_error_report, format_of, write_error_report, write_rows
 from geoinfer.errors import InputError, InterruptedRunError, UsageError
 from geoinfer.images import Source, check_sources, discover, load_pixels
+from geoinfer.places.places import PACKAGE as PLACES_PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -134,6 +136,7 @@ class PredictSummary:
         ok: located.
         error: failed, listed in the error report.
         skipped: left out on purpose.
+        abstained: of those skipped, how many were not answered because their score is below `--min-score`.
         resumed: inputs that an earlier run had done already.
         seconds: of this run, from the first photo to the last row written.
         already_finished: nothing was left to do.
@@ -148,6 +151,7 @@ class PredictSummary:
     resumed: int
     seconds: float
     already_finished: bool = False
+    abstained: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
 
@@ -233,9 +237,10 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
             )
         observer.writing()
         with _saving(options.output, ledger):
-            write_rows(options.output, ledger.rows())
+            write_rows(options.output, ledger.rows(), places=geolocator.places is not None)
         with _saving(options.errors, ledger):
             failures = write_error_report(options.errors, ledger.rows())
+        abstained = failures.pop(LOW_SCORE, 0)
         counts = ledger.counts
         summary = PredictSummary(
             inputs=ledger.inputs,
@@ -244,6 +249,7 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
             ok=counts["ok"],
             error=counts["error"],
             skipped=counts["skipped"],
+            abstained=abstained,
             failures=failures,
             stage_seconds={
                 "read and decode": times.prepare_seconds,
@@ -300,13 +306,25 @@ def _pipeline(
         located = geolocator.locate_embeddings(block.embeddings, top=top, threads=threads)
         rows = {offset: failed_row(block.sources[offset].path, failure) for offset, failure in block.failures.items()}
         for row, offset in enumerate(block.located):
+            path = block.sources[offset].path
+            if (failure := located.too_low.get(row)) is not None:
+                rows[offset] = abstained_row(
+                    path,
+                    failure,
+                    score=float(located.scores[row]),
+                    top1_similarity=float(located.similarities[row, 0]),
+                    unlike_references=located.unlike(row),
+                )
+                continue
             rows[offset] = ok_row(
-                block.sources[offset].path,
+                path,
                 latitude=float(located.coordinates[row, 0]),
                 longitude=float(located.coordinates[row, 1]),
                 radius_km=float(located.radius_km[row]),
                 score=float(located.scores[row]),
                 top1_similarity=float(located.similarities[row, 0]),
+                unlike_references=located.unlike(row),
+                place=None if located.places is None else located.places[row],
                 candidates=geolocator.candidates(located, row, top),
             )
         return [rows[offset] for offset in range(len(block.sources))]
@@ -380,6 +398,7 @@ def _already_finished(options: PredictOptions, record: dict[str, Any]) -> Predic
         resumed=record["inputs"],
         seconds=0.0,
         already_finished=True,
+        abstained=record.get("abstained", 0),
         failures=record.get("failures", {}),
     )
 
@@ -396,8 +415,14 @@ def _fingerprint(geolocator: Geolocator, options: PredictOptions) -> dict[str, A
         "device": embedder.device.partition(":")[0],
         # A GPU's libraries choose their algorithms by the shape of a batch, and with them the last digits.
         "--batch-size": None if embedder.device == "cpu" else options.batch_size,
-        "--k": geolocator.k,
-        "--aggregate": geolocator.method,
+        "--k": geolocator.answer.k,
+        "--aggregate": geolocator.answer.aggregate,
+        "--temperature": geolocator.answer.used_temperature,
+        "--bandwidth-km": geolocator.answer.used_bandwidth_km,
+        "--min-score": geolocator.min_score,
+        # The names are those of the package's list of cities.
+        "--places": None if geolocator.places is None else version(PLACES_PACKAGE),
+        "--index-device": geolocator.index_device.name,
         "--top": options.top if format_of(options.output) in WITH_CANDIDATES else None,
         "--shard": None if options.shard is None else f"{options.shard.number}/{options.shard.of}",
     }
@@ -412,6 +437,7 @@ def run_record(geolocator: Geolocator, summary: PredictSummary, inputs_digest: s
         "ok": summary.ok,
         "error": summary.error,
         "skipped": summary.skipped,
+        "abstained": summary.abstained,
         "failures": summary.failures,
         "inputs_digest": inputs_digest,
     }

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from geoinfer.prediction import SCORE_DECIMALS
+
 if TYPE_CHECKING:
     from geoinfer.errors import ImageError
-    from geoinfer.geolocator import Candidate
+    from geoinfer.places import Place
+    from geoinfer.prediction import Candidate
 
 COLUMNS: Final = (
     "path",
@@ -17,17 +20,32 @@ COLUMNS: Final = (
     "radius_km",
     "score",
     "top1_similarity",
+    "unlike_references",
     "error",
     "location_type",
     "path_bytes",
 )
 """Columns of a result, in this order."""
 
+PLACE_COLUMNS: Final = ("country", "region", "city", "city_km")
+"""What `--places` puts before `error`."""
+
 ERROR_COLUMNS: Final = ("path", "stage", "code", "message", "size_bytes", "path_bytes")
 """Columns of an error report, in this order."""
 
+LOW_SCORE: Final = "low_score"
+"""Error code of a photo whose score is below `--min-score`: skipped, and in the error report all the same."""
+
 ESTIMATED: Final = "estimated"
 """`location_type` of every location that geoinfer writes, so that none is ever taken for a measured one."""
+
+
+def columns(*, places: bool) -> tuple[str, ...]:
+    """The columns of a result with or without the names of places, in this order."""
+    if not places:
+        return COLUMNS
+    before = COLUMNS.index("error")
+    return COLUMNS[:before] + PLACE_COLUMNS + COLUMNS[before:]
 
 
 def path_fields(path: bytes) -> dict[str, str]:
@@ -56,6 +74,8 @@ def ok_row(
     radius_km: float,
     score: float,
     top1_similarity: float,
+    unlike_references: bool | None = None,
+    place: Place | None = None,
     candidates: tuple[Candidate, ...] = (),
 ) -> dict[str, Any]:
     """The row of a located photo. Rounded here, once, so that every format shows the same numbers."""
@@ -64,11 +84,19 @@ def ok_row(
         "latitude": _degrees(latitude),
         "longitude": _degrees(longitude),
         "radius_km": round(radius_km, 3),
-        "score": round(score, 6) + 0.0,
-        "top1_similarity": round(top1_similarity, 6) + 0.0,
+        "score": _share(score),
+        "top1_similarity": _share(top1_similarity),
+        "unlike_references": unlike_references,
         "error": "",
         "location_type": ESTIMATED,
     }
+    if place is not None:
+        row |= {
+            "country": place.country,
+            "region": place.region,
+            "city": place.city,
+            "city_km": round(place.city_km, 3),
+        }
     if candidates:
         row["candidates"] = [
             {
@@ -93,9 +121,21 @@ def failed_row(path: bytes, failure: ImageError) -> dict[str, Any]:
         "radius_km": None,
         "score": None,
         "top1_similarity": None,
+        "unlike_references": None,
         "error": _text(str(failure)),
         "location_type": "",
         "_failure": {"stage": failure.stage, "code": failure.code, "size_bytes": failure.size_bytes},
+    }
+
+
+def abstained_row(
+    path: bytes, failure: ImageError, *, score: float, top1_similarity: float, unlike_references: bool | None
+) -> dict[str, Any]:
+    """The row of a photo whose score is below `--min-score`: no location, but why there is none."""
+    return failed_row(path, failure) | {
+        "score": _share(score),
+        "top1_similarity": _share(top1_similarity),
+        "unlike_references": unlike_references,
     }
 
 
@@ -120,6 +160,10 @@ def _text(message: str) -> str:
 def _probability(value: float | None) -> float | None:
     # Six significant digits, not decimals: of a hundred thousand references most have less than a millionth.
     return None if value is None else float(f"{value:.6g}")
+
+
+def _share(value: float) -> float:
+    return round(value, SCORE_DECIMALS) + 0.0
 
 
 def _degrees(value: float) -> float:

@@ -9,12 +9,12 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS, error_report_row
+from geoinfer.batch.rows import ERROR_COLUMNS, LOW_SCORE, PLACE_COLUMNS, columns, error_report_row
 from geoinfer.errors import OutputError, UsageError
 from geoinfer.integrity import atomic_file, temporary_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 Row = dict[str, Any]
@@ -43,20 +43,26 @@ def format_of(path: Path) -> str:
     return suffix
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes all rows in the format that the suffix names."""
-    {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet, ".geojson": _write_geojson}[
-        format_of(path)
-    ](path, rows)
+def write_rows(path: Path, rows: Iterable[Row], *, places: bool = False) -> None:
+    """Writes all rows in the format that the suffix names, with the columns of `geoinfer.batch.rows.columns`."""
+    writers: dict[str, Callable[[Path, tuple[str, ...], Iterable[Row]], None]] = {
+        ".csv": _write_csv,
+        ".jsonl": _write_jsonl,
+        ".parquet": _write_parquet,
+        ".geojson": _write_geojson,
+    }
+    writers[format_of(path)](path, columns(places=places), rows)
 
 
 def write_error_report(path: Path, rows: Iterable[Row], *, skipped: bool = False) -> dict[str, int]:
     """Writes the rows that have a failure as a CSV; only a header when there are none.
 
+    Photos that were not answered for a low score are among them, though their status is `skipped`.
+
     Args:
         path: the report.
         rows: of a result.
-        skipped: list the inputs that were left out on purpose, too.
+        skipped: list all other inputs that were left out on purpose, too.
 
     Returns:
         How many rows have each error code, the most frequent first.
@@ -65,7 +71,9 @@ def write_error_report(path: Path, rows: Iterable[Row], *, skipped: bool = False
 
     def failed() -> Iterator[Row]:
         for row in rows:
-            if row["status"] == "error" or (skipped and row["status"] == "skipped"):
+            if row["status"] == "ok":
+                continue
+            if skipped or row["status"] == "error" or row["_failure"]["code"] == LOW_SCORE:
                 codes[row["_failure"]["code"]] += 1
                 yield error_report_row(row)
 
@@ -100,13 +108,24 @@ def check_error_report(path: Path) -> None:
         raise OutputError(f"{path}: exists already, and is no error report", hint="choose another --errors")
 
 
-def _write_csv(path: Path, rows: Iterable[Row]) -> None:
-    _write_table(path, COLUMNS, rows)
+def _write_csv(path: Path, names: tuple[str, ...], rows: Iterable[Row]) -> None:
+    _write_table(path, names, ({name: _word(value) for name, value in _values(row, names).items()} for row in rows))
 
 
-def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[Row]) -> None:
+def _values(row: Row, names: tuple[str, ...]) -> Row:
+    """The columns of a row in their order; a photo without a location has no names of places either."""
+    return {
+        name: row.get(name, None if name == "city_km" else "") if name in PLACE_COLUMNS else row[name] for name in names
+    }
+
+
+def _word(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _write_table(path: Path, names: tuple[str, ...], rows: Iterable[Row]) -> None:
     with atomic_file(path) as file:
-        writer = csv.DictWriter(_Lines(file), columns, extrasaction="ignore", lineterminator="\r\n")
+        writer = csv.DictWriter(_Lines(file), names, extrasaction="ignore", lineterminator="\r\n")
         writer.writeheader()
         for row in rows:
             writer.writerow(row)
@@ -126,19 +145,17 @@ class _Lines:
         self._file.write(line.removesuffix("\r\n").encode() + b"\n")
 
 
-def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+def _write_jsonl(path: Path, names: tuple[str, ...], rows: Iterable[Row]) -> None:
     with atomic_file(path) as file:
         for row in rows:
-            file.write((json.dumps(_ordered(row), ensure_ascii=False, allow_nan=False) + "\n").encode())
+            file.write((json.dumps(_with_candidates(row, names), ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def _ordered(row: Row) -> Row:
-    ordered = {column: row[column] for column in COLUMNS}
-    ordered["candidates"] = row.get("candidates", [])
-    return ordered
+def _with_candidates(row: Row, names: tuple[str, ...]) -> Row:
+    return _values(row, names) | {"candidates": row.get("candidates", [])}
 
 
-def _write_geojson(path: Path, rows: Iterable[Row]) -> None:
+def _write_geojson(path: Path, names: tuple[str, ...], rows: Iterable[Row]) -> None:
     """RFC 7946: positions are [longitude, latitude]; an input without a location is a feature without a geometry."""
     with atomic_file(path) as file:
         file.write(b'{"type": "FeatureCollection", "features": [')
@@ -150,14 +167,14 @@ def _write_geojson(path: Path, rows: Iterable[Row]) -> None:
             feature = {
                 "type": "Feature",
                 "geometry": geometry,
-                "properties": {column: row[column] for column in COLUMNS},
+                "properties": _values(row, names),
             }
             file.write(separator + json.dumps(feature, ensure_ascii=False, allow_nan=False).encode())
             separator = b",\n"
         file.write(b"\n]}\n")
 
 
-def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+def _write_parquet(path: Path, names: tuple[str, ...], rows: Iterable[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -172,13 +189,13 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
             ("probability", number),
         ]
     )
-    numeric = ("latitude", "longitude", "radius_km", "score", "top1_similarity")
-    schema = pa.schema(
-        [(column, number if column in numeric else text) for column in COLUMNS] + [("candidates", pa.list_(candidate))]
-    )
+    types = dict.fromkeys(("latitude", "longitude", "radius_km", "score", "top1_similarity", "city_km"), number)
+    types["unlike_references"] = pa.bool_()
+    schema = pa.schema([(name, types.get(name, text)) for name in names] + [("candidates", pa.list_(candidate))])
     with atomic_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for group in _groups(rows):
-            writer.write_table(pa.Table.from_pylist([_ordered(row) for row in group], schema), _ROW_GROUP)
+            table = pa.Table.from_pylist([_with_candidates(row, names) for row in group], schema)
+            writer.write_table(table, _ROW_GROUP)
 
 
 def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:

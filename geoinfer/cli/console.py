@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from geoinfer.backends import Embedder
+    from geoinfer.index.device import IndexDevice
 
 _PLAIN_SECONDS: Final = 10.0
 
@@ -57,6 +58,7 @@ class Console:
         self._total: int | None = None
         self._done = self._failed = self._resumed = 0
         self._began = self._last_line = time.monotonic()
+        self._step = ""
         self._bar: Any = None
         self._task: Any = None
 
@@ -99,6 +101,17 @@ class Console:
     def writing(self) -> None:
         """See `RunObserver`."""
         self._stop_bar()
+
+    def step(self, name: str, done: float) -> None:
+        """See `geoinfer.batch.build.BuildObserver`: a line when a step begins, and now and then while it takes long."""
+        now = time.monotonic()
+        if name != self._step:
+            self._step, self._last_line = name, now
+            self._stop_bar()
+            self.say(name)
+        elif now - self._last_line >= _PLAIN_SECONDS:
+            self._last_line = now
+            self.say(f"{name}, {done:.0%}")
 
     def _plain_line(self) -> str:
         rate = (self._done - self._resumed) / max(time.monotonic() - self._began, 1e-9)
@@ -166,6 +179,15 @@ def device_line(console: Console, embedder: Embedder) -> None:
     """Which device, and why; said even when quiet where a GPU was passed over: that is never a silent switch."""
     line = f"device: {embedder.device} ({embedder.device_reason})"
     if embedder.fell_back:
+        say(line)
+    else:
+        console.say(line)
+
+
+def index_device_line(console: Console, device: IndexDevice) -> None:
+    """Where the index is searched, and why; said even when quiet where a GPU was chosen and could not be used."""
+    line = f"index on: {device.name} ({device.reason})"
+    if device.fell_back:
         say(line)
     else:
         console.say(line)

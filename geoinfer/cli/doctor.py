@@ -17,7 +17,6 @@ _PACKAGES = (
     "pillow",
     "simplejpeg",
     "pyarrow",
-    "s2sphere",
     "typer",
     "rich",
     "pi-heif",
@@ -132,7 +131,7 @@ def _providers(problems: list[str]) -> list[str]:
 
 
 def _check_faiss(problems: list[str]) -> None:
-    from geoinfer.index.faiss_index import import_faiss
+    from geoinfer.index.flat import import_faiss
 
     try:
         import_faiss()

@@ -38,6 +38,39 @@ BatchSize = Annotated[
 Workers = Annotated[
     int | None, typer.Option("--workers", help="CPU threads.", show_default="all cores this process may use")
 ]
+K = Annotated[
+    int | None,
+    typer.Option(
+        "--k", help="Neighbours that an answer is made of, 1 to 100.", show_default="what the index says, else 10"
+    ),
+]
+Aggregate = Annotated[
+    str | None,
+    typer.Option(
+        "--aggregate",
+        help="How neighbours become a place: top1, mean, median, density, cells or geoscore.",
+        metavar="METHOD",
+        show_default="what the index says, else density",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        help="A neighbour less similar than the nearest by this much weighs e times less.",
+        metavar="SIMILARITY",
+        show_default="what the index says, else the method's own",
+    ),
+]
+BandwidthKm = Annotated[
+    float | None,
+    typer.Option(
+        "--bandwidth-km",
+        help="Of density: how far a neighbour's vote reaches, as a standard deviation.",
+        metavar="KM",
+        show_default="what the index says, else 200",
+    ),
+]
 Pixels = Annotated[
     str | None,
     typer.Option(

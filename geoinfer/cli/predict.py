@@ -59,23 +59,26 @@ def predict(
     device: options.Device = "auto",
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
-    k: Annotated[
-        int | None,
+    k: options.K = None,
+    aggregate: options.Aggregate = None,
+    temperature: options.Temperature = None,
+    bandwidth_km: options.BandwidthKm = None,
+    min_score: Annotated[
+        float | None,
         typer.Option(
-            "--k",
-            help="Neighbours that an answer is made of, 1 to 100.",
-            show_default="what the index says, else 10",
+            "--min-score",
+            help="Give no answer whose score is lower, 0 to 1: such a photo is skipped.",
+            metavar="SCORE",
+            show_default="all are given",
         ),
     ] = None,
-    aggregate: Annotated[
-        str | None,
-        typer.Option(
-            "--aggregate",
-            help="How neighbours become a place: top1, mean or density.",
-            metavar="METHOD",
-            show_default="what the index says, else density",
-        ),
-    ] = None,
+    places: Annotated[
+        bool, typer.Option("--places", help="Name the country, region and nearest city of each answer.")
+    ] = False,
+    index_device: Annotated[
+        str,
+        typer.Option("--index-device", help="Where the index is searched: auto, cpu or cuda.", metavar="DEVICE"),
+    ] = "auto",
     top: Annotated[int, typer.Option("--top", help="Candidates kept of each answer (.jsonl, .parquet).")] = 5,
     max_errors: options.MaxErrors = "0",
     restart: Annotated[
@@ -93,7 +96,7 @@ def predict(
     """Locate photos: one row each, with latitude, longitude and an error radius."""
     from geoinfer.batch.predict import ErrorLimit, PredictOptions, Shard, run_predict
     from geoinfer.batch.writers import format_of
-    from geoinfer.cli.console import Console, answer, device_line, failed_line, say
+    from geoinfer.cli.console import Console, answer, device_line, failed_line, index_device_line, say
     from geoinfer.cli.interrupts import interrupts_raise
     from geoinfer.errors import UsageError
     from geoinfer.geolocator import Geolocator
@@ -124,6 +127,11 @@ def predict(
         device=device,
         k=k,
         aggregate=aggregate,  # type: ignore[arg-type]  # checked by what it is given to
+        temperature=temperature,
+        bandwidth_km=bandwidth_km,
+        min_score=min_score,
+        places=places,
+        index_device=index_device,
         preprocessing=pixels,
         threads=1,
     ) as geolocator:
@@ -140,6 +148,7 @@ def predict(
         with Console(quiet=quiet, count=_counter(run)) as console:
             embedder = geolocator.embedder
             device_line(console, embedder)
+            index_device_line(console, geolocator.index_device)
             with interrupts_raise():
                 summary = run_predict(geolocator, run, console)
         code = EXIT_FAILED_INPUTS if limit.exceeded(summary.error, summary.inputs) else EXIT_OK
@@ -181,6 +190,8 @@ def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary)
         f"Located {summary.ok} of {summary.inputs} photos in {duration(summary.seconds)} "
         f"({summary.images_per_second:.1f} photos/s); {summary.error} errors, {summary.skipped} skipped."
     ]
+    if geolocator.min_score is not None:
+        lines.append(f"  {summary.abstained} skipped for a score below {geolocator.min_score:g}.")
     if summary.resumed:
         lines.append(f"  {summary.resumed} of them had been done by an earlier run.")
     lines.append(f"  locations: {run.output}")
@@ -204,6 +215,7 @@ def _summary(geolocator: Geolocator, run: PredictOptions, summary: PredictSummar
         "ok": summary.ok,
         "error": summary.error,
         "skipped": summary.skipped,
+        "abstained": summary.abstained,
         "failures": summary.failures,
         "resumed": summary.resumed,
         "already_finished": summary.already_finished,
@@ -216,8 +228,14 @@ def _summary(geolocator: Geolocator, run: PredictOptions, summary: PredictSummar
         "index": str(geolocator.index.folder.absolute()),
         "device": embedder.device,
         "device_reason": embedder.device_reason,
-        "k": geolocator.k,
-        "aggregate": geolocator.method,
+        "k": geolocator.answer.k,
+        "aggregate": geolocator.answer.aggregate,
+        "temperature": geolocator.answer.used_temperature,
+        "bandwidth_km": geolocator.answer.used_bandwidth_km,
+        "min_score": geolocator.min_score,
+        "places": geolocator.places is not None,
+        "index_device": geolocator.index_device.name,
+        "index_device_reason": geolocator.index_device.reason,
         "batch_size": run.batch_size,
         "workers": run.workers,
         "calibrated": geolocator.calibrated,

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-_RANKED_AT_ONCE: Final = 32
+    from geoinfer.index_kinds import Kind
+
+Vectors: TypeAlias = "NDArray[np.float32] | NDArray[np.float16]"
+"""Reference embeddings, (n, dim), in one of the precisions they are stored in."""
+
+_RANKED_VALUES: Final = 1 << 23  # 64 MiB of float64
+_BLOCK_VALUES: Final = 1 << 23  # 32 MiB of float32
 _SUMMED_AT_ONCE: Final = 4096
 
 
@@ -33,6 +39,16 @@ class ReferenceIndex(Protocol):
     """Finds the references whose embeddings are most similar to a query's. Calls from several threads are allowed."""
 
     @property
+    def kind(self) -> Kind:
+        """How it searches."""
+        ...
+
+    @property
+    def vectors(self) -> Vectors:
+        """The reference embeddings, (size, dim); read-only, and mapped from the disk where a folder was opened."""
+        ...
+
+    @property
     def dim(self) -> int:
         """Length of an embedding."""
         ...
@@ -51,10 +67,12 @@ class ReferenceIndex(Protocol):
             threads: CPU threads to use; 0 for all cores.
 
         Returns:
-            ids (q, k) and similarities (q, k): inner products, which are cosines for unit rows.
+            ids (q, k) and similarities (q, k): inner products, which are cosines for unit rows. Always `k` columns: an
+            approximate index that finds fewer looks further.
 
         Raises:
             ValueError: shape or dtype differ, k < 1, or a query has a NaN.
+            IndexFolderError: a reference's embedding is damaged.
         """
         ...
 
@@ -87,23 +105,34 @@ def check_queries(queries: NDArray[np.float32], dim: int, k: int) -> None:
         raise ValueError("a query has a value that is not finite")
 
 
-def check_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Reference embeddings as a contiguous (n, d) float32 array.
+def check_vectors(vectors: Vectors, *, finite: bool = True) -> Vectors:
+    """Reference embeddings as a contiguous (n, d) array, float16 if they are that, else float32; no copy unless needed.
+
+    Args:
+        vectors: (n, d).
+        finite: whether every value is looked at.
 
     Raises:
         ValueError: another shape, no rows, or a value that is not finite.
     """
-    array = np.ascontiguousarray(vectors, dtype=np.float32)
+    given = np.asarray(vectors)
+    half = given.dtype == np.float16
+    array: Vectors = np.ascontiguousarray(given, np.float16) if half else np.ascontiguousarray(given, np.float32)
     if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] == 0:
         raise ValueError(f"embeddings have shape {array.shape}; expected (n, d) with n and d at least 1")
-    if not np.isfinite(array).all():
+    if finite and not all(np.isfinite(block).all() for block in blocks_of(array)):
         raise ValueError("an embedding has a value that is not finite")
     return array
 
 
-def rank(
-    queries: NDArray[np.float32], vectors: NDArray[np.float32], candidates: NDArray[np.int64], k: int
-) -> Neighbors:
+def blocks_of(vectors: Vectors) -> Iterator[Vectors]:
+    """The vectors in order, a few tens of megabytes at a time."""
+    rows = max(1, _BLOCK_VALUES // vectors.shape[1])
+    for start in range(0, len(vectors), rows):
+        yield vectors[start : start + rows]
+
+
+def rank(queries: NDArray[np.float32], vectors: Vectors, candidates: NDArray[np.int64], k: int) -> Neighbors:
     """The k best of each query's candidates: exact inner products, ties by id.
 
     Products are summed in float64 and rounded once, so that the answer does not depend on how a library ordered its
@@ -111,14 +140,15 @@ def rank(
 
     Args:
         queries: (q, d) float32.
-        vectors: (n, d) float32.
+        vectors: (n, d) float32 or float16.
         candidates: (q, c) int64 with c >= k, rows of `vectors`.
         k: how many to keep.
     """
     similarities = np.empty(candidates.shape, np.float32)
     # Few queries at a time: their candidates are copied out in float64.
-    for start in range(0, len(queries), _RANKED_AT_ONCE):
-        some = slice(start, start + _RANKED_AT_ONCE)
+    at_once = max(1, _RANKED_VALUES // max(1, candidates.shape[1] * vectors.shape[1]))
+    for start in range(0, len(queries), at_once):
+        some = slice(start, start + at_once)
         chosen = vectors[candidates[some]].astype(np.float64)
         similarities[some] = np.einsum("qd,qcd->qc", queries[some].astype(np.float64), chosen)
     order = np.lexsort((candidates, -similarities), axis=1)[:, :k]
@@ -126,7 +156,7 @@ def rank(
 
 
 def softmax_over_all(
-    queries: NDArray[np.float32], vectors: NDArray[np.float32], ids: NDArray[np.int64], scale: float
+    queries: NDArray[np.float32], vectors: Vectors, ids: NDArray[np.int64], scale: float
 ) -> NDArray[np.float64]:
     """See `ReferenceIndex.probabilities`.
 
@@ -135,7 +165,7 @@ def softmax_over_all(
 
     Args:
         queries: (q, d) float32.
-        vectors: (n, d) float32.
+        vectors: (n, d) float32 or float16.
         ids: (q, c) int64, rows of `vectors`.
         scale: above 0.
     """
@@ -159,6 +189,9 @@ def softmax_over_all(
 class References:
     """What is known of each reference; row i belongs to embedding i.
 
+    Of an index that was opened nothing is in memory: the arrays are mapped, and the sequences of texts are
+    `geoinfer.index.references_table.Texts`, which read a row when it is asked for.
+
     Attributes:
         ids: the name a label gave it, or its path.
         coordinates: (n, 2) float64 degrees.
@@ -179,3 +212,16 @@ class References:
 
     def __len__(self) -> int:
         return len(self.coordinates)
+
+    def part(self, start: int, stop: int) -> References:
+        """The references `start` to `stop`; what is mapped stays so."""
+        some = slice(start, stop)
+        return References(
+            ids=self.ids[some],
+            coordinates=self.coordinates[some],
+            sources=self.sources[some],
+            attributions=self.attributions[some],
+            content_sha256=self.content_sha256[some],
+            perceptual_hashes=self.perceptual_hashes[some],
+            sequences=self.sequences[some],
+        )

@@ -11,13 +11,26 @@ from geoinfer.index.base import Neighbors, check_queries, check_vectors, rank
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from geoinfer.index.base import Vectors
+    from geoinfer.index_kinds import Kind
+
 
 class ExactIndex:
     """Inner products with every reference, sorted. See `ReferenceIndex` for the contract."""
 
-    def __init__(self, vectors: NDArray[np.float32]) -> None:
-        """`vectors`: (n, d) float32, unit rows."""
+    def __init__(self, vectors: Vectors) -> None:
+        """`vectors`: (n, d) float32 or float16, unit rows."""
         self._vectors = check_vectors(vectors)
+
+    @property
+    def kind(self) -> Kind:
+        """`flat`, or `flat-fp16` over float16."""
+        return "flat-fp16" if self._vectors.dtype == np.float16 else "flat"
+
+    @property
+    def vectors(self) -> Vectors:
+        """The reference embeddings, (size, dim)."""
+        return self._vectors
 
     @property
     def dim(self) -> int:

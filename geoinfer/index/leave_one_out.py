@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geoinfer.index.base import ReferenceIndex, References
-    from geoinfer.index.faiss_index import FaissFlatIndex
 
 MAX_ROWS: Final = 2000
 """References that stand in as queries: enough to know a 90% quantile within about a percentage point."""
@@ -29,7 +28,9 @@ MAX_ROWS: Final = 2000
 _SPARE: Final = 64
 _WIDE: Final = 4096
 _SAME_SPOT_KM: Final = 0.1
-_BATCH: Final = 256
+# Exact search reads all references once a batch; what is known of the candidates is read for fewer rows at a time.
+_BATCH: Final = 1024
+_COMPARED_AT_ONCE: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class LeaveOneOut:
         return places
 
 
-def leave_one_out(index: FaissFlatIndex, references: References, *, max_rows: int = MAX_ROWS) -> LeaveOneOut:
+def leave_one_out(index: ReferenceIndex, references: References, *, max_rows: int = MAX_ROWS) -> LeaveOneOut:
     """Searches for each sampled reference among the others.
 
     Left out as its own neighbours: the reference itself, a file of the same bytes or of the same name, near-duplicates
@@ -122,27 +123,47 @@ def held_out_photos(
 
 
 class _Relatives:
-    """Knows which references must not help to locate which."""
+    """Knows which references must not help to locate which; reads no more than the rows it is asked about."""
 
     def __init__(self, references: References) -> None:
-        self._names = _numbered(references.ids)
-        self._sequences = _numbered(references.sequences or [""] * len(references))
-        self._in_sequence = np.array([bool(name) for name in references.sequences or [""] * len(references)])
         self._references = references
 
     def excluded(self, rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(m, c) bool for candidates (m, c) of rows (m,)."""
-        own = rows[:, None]
-        digests, hashes = self._references.content_sha256, self._references.perceptual_hashes
+        parts = [
+            self._excluded(rows[start : start + _COMPARED_AT_ONCE], candidates[start : start + _COMPARED_AT_ONCE])
+            for start in range(0, len(rows), _COMPARED_AT_ONCE)
+        ]
+        return np.concatenate(parts)
+
+    def _excluded(self, rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
+        concerned, places = np.unique(np.concatenate([rows[:, None], candidates], axis=1), return_inverse=True)
+        places = places.reshape(len(rows), -1)
+        own, others = places[:, :1], places[:, 1:]
+        known = self._references
+        names = _numbered([known.ids[row] for row in concerned.tolist()])
+        of_sequence = (
+            [known.sequences[row] for row in concerned.tolist()] if len(known.sequences) else [""] * len(concerned)
+        )
+        sequences, in_sequence = _numbered(of_sequence), np.array([name != "" for name in of_sequence])
+        digests, hashes = known.content_sha256[concerned], known.perceptual_hashes[concerned]
+        in_file = digests.any(axis=-1)  # zeros stand for a reference without a photo, of which neither is known
         result: NDArray[np.bool_] = (
-            (candidates == own)
-            | (self._names[candidates] == self._names[own])
-            | (self._in_sequence[own] & (self._sequences[candidates] == self._sequences[own]))
-            | (~self._in_sequence[own] & ~self._in_sequence[candidates] & self._same_spot(own, candidates))
-            | (digests[candidates] == digests[own]).all(axis=-1)
-            | (hash_distances(hashes[candidates], hashes[own]) <= NEAR_DUPLICATE_BITS)
+            (others == own)
+            | (names[others] == names[own])
+            | (in_sequence[own] & (sequences[others] == sequences[own]))
+            | (~in_sequence[own] & ~in_sequence[others] & self._same_spot(rows[:, None], candidates))
+            | (in_file[own] & in_file[others] & self._same_picture(digests, hashes, own, others))
         )
         return result
+
+    @staticmethod
+    def _same_picture(
+        digests: NDArray[np.uint8], hashes: NDArray[np.uint8], own: NDArray[np.int64], others: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether their files are the same, or their pictures nearly so."""
+        alike: NDArray[np.bool_] = (digests[others] == digests[own]).all(axis=-1)
+        return alike | (hash_distances(hashes[others], hashes[own]) <= NEAR_DUPLICATE_BITS)
 
     def _same_spot(self, rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether they were taken so close to one another that they may well be two shots of one scene."""
@@ -152,10 +173,10 @@ class _Relatives:
 
 
 def _search(
-    index: FaissFlatIndex, relatives: _Relatives, rows: NDArray[np.int64], found: int, columns: int
+    index: ReferenceIndex, relatives: _Relatives, rows: NDArray[np.int64], found: int, columns: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The first `columns` of `found` neighbours that are no relatives: ids padded with -1, similarities with 0."""
-    neighbors = index.search(index.vectors[rows], found)
+    neighbors = index.search(index.vectors[rows].astype(np.float32), found)
     excluded = relatives.excluded(rows, neighbors.ids)
     # A stable sort of false before true keeps the order of those that stay.
     kept = np.argsort(excluded, axis=1, kind="stable")[:, :columns]

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from geoinfer.answer import Answer
 from geoinfer.backends.base import EmbedderIdentity
 from geoinfer.errors import ImageError
 from geoinfer.geolocator import Geolocator
 from geoinfer.images import Preprocessing
 from geoinfer.index import References, open_index, write_index
+from geoinfer.places import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,7 +212,14 @@ def colour_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def colour_locator(colour_index: Path) -> Geolocator:
-    return Geolocator(ColourEmbedder(size=4), open_index(colour_index), k=1, method="top1")
+    return Geolocator(ColourEmbedder(size=4), open_index(colour_index), answer=Answer(1, "top1"))
+
+
+class Cities:
+    """Names places without a list of them."""
+
+    def names(self, coordinates: np.ndarray) -> list[Place]:
+        return [Place("Land", "LA", "Asia", "", f"{south:.1f}", east) for south, east in coordinates.tolist()]
 
 
 class Quiet:
@@ -231,3 +240,9 @@ class Quiet:
 
     def writing(self) -> None:
         self.events.append(("writing",))
+
+    def say(self, line: str) -> None:
+        self.events.append(("say", line))
+
+    def step(self, name: str, done: float) -> None:
+        self.events.append(("step", name, done))

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from geoinfer.backends import open_embedder
-from geoinfer.batch import build
-from geoinfer.batch.build import BuildOptions, named_sequences, run_build
+from geoinfer.batch import build, build_rows, labelled
+from geoinfer.batch.build import BuildOptions, run_build
+from geoinfer.batch.sequences import as_seconds, named_sequences
 from geoinfer.bundle import SHIPPED, open_bundle
 from geoinfer.errors import InputError, InterruptedRunError, LabelsError, OutputError, UsageError
 from geoinfer.geolocator import Geolocator
@@ -34,8 +35,14 @@ def embedder():
 
 
 def options(labels: Path, output: Path, **more) -> BuildOptions:
-    values = {"images": None, "errors": output.with_name("errors.csv"), "batch_size": 3, "workers": 2} | more
-    return BuildOptions(labels, output=output, **values)
+    values = {
+        "images": None,
+        "kind": "flat",
+        "errors": output.with_name("errors.csv"),
+        "batch_size": 3,
+        "workers": 2,
+    } | more
+    return BuildOptions(labels=labels, output=output, **values)
 
 
 @pytest.fixture
@@ -176,13 +183,19 @@ def test_nothing_indexed_is_an_error_and_leaves_no_folder(tmp_path, kit, embedde
     assert sorted(os.listdir(tmp_path)) == ["errors.csv", "in"]
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("moment", ["embedding", "writing"])
 @pytest.mark.parametrize("there", [False, True])
-def test_ctrl_c_leaves_what_was_there(labels, tmp_path, kit, embedder, moment, there, monkeypatch):
-    output = tmp_path / "out" / "idx"
+def test_ctrl_c_leaves_what_was_there_and_the_next_goes_on(labels, tmp_path, kit, embedder, moment, there, monkeypatch):
+    output, other = tmp_path / "out" / "idx", tmp_path / "unbroken" / "idx"
+    run_build(embedder, options(labels, other, errors=tmp_path / "e.csv", source="new"), kit.Quiet())
+    before = None
     if there:
-        run_build(embedder, options(labels, output), kit.Quiet())
-        before = {path.name: path.read_bytes() for path in output.iterdir()}
+        run_build(embedder, options(labels, output, errors=tmp_path / "e.csv"), kit.Quiet())
+        before = files(output)
 
     class Stop(kit.Quiet):
         def progressed(self, inputs, failed):
@@ -190,55 +203,65 @@ def test_ctrl_c_leaves_what_was_there(labels, tmp_path, kit, embedder, moment, t
             if moment == "embedding" and self.done > 5:
                 raise KeyboardInterrupt
 
-    if moment == "writing":
-        import geoinfer.index.store as store
+        def step(self, name, done):
+            if moment == "writing" and name == "calibrating":
+                raise KeyboardInterrupt
 
-        def interrupted(*_, **__):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(store, "leave_one_out", interrupted)
-    with pytest.raises(InterruptedRunError) as caught:
-        run_build(embedder, options(labels, output, overwrite=there, errors=tmp_path / "e.csv"), Stop())
+    monkeypatch.setattr(build_rows, "_COMMIT_ROWS", 3)
+    monkeypatch.setattr(labelled, "_BLOCK", 3)
+    run = options(labels, output, overwrite=there, errors=tmp_path / "e.csv", source="new", workers=1)
+    with pytest.raises(InterruptedRunError, match=r"^interrupted; [1-9]\d* photos are embedded and safe") as caught:
+        run_build(embedder, run, Stop())
     assert caught.value.exit_code == 130
-    if there:
-        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
-        assert sorted(os.listdir(output.parent)) == ["errors.csv", "idx"]
-    else:
-        assert os.listdir(output.parent) == []
+    assert "goes on from there" in caught.value.hint
+    assert sorted(os.listdir(output.parent)) == ["idx", "idx.building"][0 if there else 1 :]
+    assert not there or files(output) == before
+    observer = kit.Quiet()
+    summary = run_build(embedder, run, observer)
+    resumed = observer.events[0][1]
+    assert 0 < resumed <= 14
+    assert (summary.inputs, summary.indexed, summary.error, summary.skipped) == (14, 10, 3, 1)
+    assert files(output) == files(other)
+    assert os.listdir(output.parent) == ["idx"]
 
 
 def fail_at(monkeypatch, name: str) -> None:
     """The disk refuses one rename or write of the new index."""
-    replace = Path.replace
+    replace = os.replace
 
-    def refusing(self, target):
-        if (self.name, Path(target).name) == {"exchange": (".idx.new", "idx"), "aside": ("idx", ".idx.replaced")}.get(
-            name
-        ):
+    def refusing(source, target):
+        if (Path(source).name, Path(target).name) == {
+            "exchange": (".idx.new", "idx"), "aside": ("idx", ".idx.replaced"),
+        }.get(name):  # fmt: skip
             raise OSError(28, "No space left on device")
-        return replace(self, target)
+        return replace(source, target)
 
-    monkeypatch.setattr(Path, "replace", refusing)
+    monkeypatch.setattr(os, "replace", refusing)
     if name == "write":
-        import geoinfer.index.store as store
+        import geoinfer.index.writer as writer
 
         def refused(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(store, "write_json", refused)
+        monkeypatch.setattr(writer, "write_json", refused)
 
 
 @pytest.mark.parametrize("name", ["write", "aside", "exchange"])
 def test_overwrite_keeps_the_old_index_when_the_new_one_fails(labels, tmp_path, kit, embedder, name, monkeypatch):
     output = tmp_path / "out" / "idx"
     run_build(embedder, options(labels, output), kit.Quiet())
-    before = {path.name: path.read_bytes() for path in output.iterdir()}
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"(?i)no space left"):
+    before = files(output)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InterruptedRunError, match=r"(?i)no space left.*; 14 photos are embedded"),
+    ):
         fail_at(patch, name)
         run_build(embedder, options(labels, output, overwrite=True, source="new"), kit.Quiet())
-    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
-    assert sorted(os.listdir(output.parent)) == ["errors.csv", "idx"]
-    run_build(embedder, options(labels, output, overwrite=True, source="new"), kit.Quiet())
+    assert files(output) == before
+    assert sorted(os.listdir(output.parent)) == ["errors.csv", "idx", "idx.building"]
+    observer = kit.Quiet()
+    run_build(embedder, options(labels, output, overwrite=True, source="new"), observer)
+    assert observer.done == 0
     assert open_index(output).references.sources[0] == "new"
     assert sorted(os.listdir(output.parent)) == ["errors.csv", "idx"]
 
@@ -254,17 +277,99 @@ def test_a_kill_in_the_exchange_is_mended_by_the_next_build(labels, tmp_path, ki
     assert not (tmp_path / ".idx.replaced").exists()
 
 
-@pytest.mark.parametrize("left", ["idx.tmp", ".idx.new", ".idx.replaced"])
+@pytest.mark.parametrize("left", [".idx.new", ".idx.replaced"])
 def test_what_a_killed_build_left_does_not_stop_the_next(labels, tmp_path, kit, embedder, left):
     output = tmp_path / "idx"
     run_build(embedder, options(labels, output), kit.Quiet())
     shutil.copytree(output, tmp_path / left)
-    (tmp_path / left / "manifest.json").unlink()
-    if left == "idx.tmp":  # of a first build; the others are of one that was to overwrite
-        shutil.rmtree(output)
-    run_build(embedder, options(labels, output, overwrite=left != "idx.tmp", source="new"), kit.Quiet())
+    (tmp_path / left / ("manifest.json" if left == ".idx.new" else "vectors.npy")).unlink()
+    run_build(embedder, options(labels, output, overwrite=True, source="new"), kit.Quiet())
     assert open_index(output).references.sources[0] == "new"
     assert sorted(os.listdir(tmp_path)) == ["errors.csv", "idx", "in"]
+
+
+def unfinished(labels, output, kit, embedder, monkeypatch, **more) -> None:
+    """A build that was killed when all was embedded."""
+
+    class Died(BaseException):
+        pass
+
+    def die(*_):
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(build, "reported", die)
+        run_build(embedder, options(labels, output, **more), kit.Quiet())
+    assert (output.with_name("idx.building") / "ledger.jsonl").exists()
+
+
+def test_another_build_is_refused_and_names_what_differs(labels, tmp_path, kit, embedder, monkeypatch):
+    output = tmp_path / "idx"
+    unfinished(labels, output, kit, embedder, monkeypatch)
+    changed = labels.with_name("changed.csv")
+    changed.write_text(labels.read_text().replace("100.5", "100.25"))
+    np.save(tmp_path / "e.npy", np.eye(14, embedder.dim))
+    for run, field in [
+        (options(labels, output, source="mine"), "--source"),
+        (options(labels, output, attribution="me"), "--attribution"),
+        (options(labels, output, images=labels.parent), "--images"),
+        (options(changed, output), "labels"),
+        (options(labels.parent, output), "labels"),
+        (options(labels, output, embeddings=tmp_path / "e.npy"), "--batch-size|--embeddings|device"),
+    ]:
+        with pytest.raises(UsageError, match=rf"idx: an unfinished build is there, made with another ({field}) \("):
+            run_build(embedder, run, kit.Quiet())
+    run = options(labels, output, source="mine", restart=True)
+    observer = kit.Quiet()
+    run_build(embedder, run, observer)
+    assert observer.done == 14
+    assert open_index(output).references.sources[0] == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["e.npy", "errors.csv", "idx", "in"]
+
+
+def test_a_kind_may_change_when_a_build_goes_on(labels, tmp_path, kit, embedder, monkeypatch):
+    """One that ran out of memory in training goes on as another kind."""
+    unfinished(labels, tmp_path / "idx", kit, embedder, monkeypatch)
+    observer = kit.Quiet()
+    run_build(embedder, options(labels, tmp_path / "idx", kind="sq8"), observer)
+    assert observer.done == 0
+    assert open_index(tmp_path / "idx").manifest.kind == "sq8"
+
+
+def test_photos_that_came_meanwhile_are_noticed(tmp_path, kit, embedder, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        with_gps(folder / f"{number}.jpg", number, 1.0, 2.0)
+    unfinished(folder, tmp_path / "idx", kit, embedder, monkeypatch)
+    with_gps(folder / "0a.jpg", 9, 3.0, 4.0)
+    with pytest.raises(UsageError, match="made with other photos"):
+        run_build(embedder, options(folder, tmp_path / "idx"), kit.Quiet())
+    assert run_build(embedder, options(folder, tmp_path / "idx", restart=True), kit.Quiet()).indexed == 4
+
+
+def test_a_damaged_shard(labels, tmp_path, kit, embedder, monkeypatch):
+    unfinished(labels, tmp_path / "idx", kit, embedder, monkeypatch)
+    shard = tmp_path / "idx.building" / "shard-000000.arrow"
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    with pytest.raises(InputError, match=r"shard-000000\.arrow: damaged") as caught:
+        run_build(embedder, options(labels, tmp_path / "idx"), kit.Quiet())
+    assert "--restart" in caught.value.hint
+    assert shard.exists()
+
+
+def test_a_name_that_comes_twice(labels, tmp_path, kit, embedder):
+    photos = sorted((EXAMPLES / "photos").iterdir())
+    first = photos[0].name
+    labels.write_text(f"path,lat,lon\n{first},1,2\nnowhere.jpg,1,2\n{first},3,4\n{photos[1].name},5,6\n{first},7,8\n")
+    observer = kit.Quiet()
+    summary = run_build(embedder, options(labels, tmp_path / "idx"), observer)
+    assert open_index(tmp_path / "idx").references.coordinates.tolist() == [[1, 2], [5, 6]]
+    assert (summary.indexed, summary.error, observer.done, observer.failed) == (2, 3, 5, 3)
+    report = kit.table((tmp_path / "errors.csv").read_bytes())
+    assert [(Path(row["path"]).name, row["code"]) for row in report] == [
+        ("nowhere.jpg", "missing"), (first, "duplicate_id"), (first, "duplicate_id"),
+    ]  # fmt: skip
 
 
 def test_only_an_index_is_overwritten(labels, tmp_path, kit, embedder):
@@ -324,7 +429,7 @@ def test_the_summary_and_the_geolocator_agree_on_what_is_calibrated(shared_photo
 
 
 def test_two_builds_of_one_index_do_not_meet(labels, tmp_path, kit, embedder):
-    held = OutputLock(tmp_path / ".idx.lock", tmp_path / "idx")
+    held = OutputLock(tmp_path / "idx.building" / "lock", tmp_path / "idx")
     with held, pytest.raises(OutputError, match=f"idx: process {os.getpid()} is writing it"):
         run_build(embedder, options(labels, tmp_path / "idx"), kit.Quiet())
     assert not (tmp_path / "idx").exists()
@@ -356,7 +461,8 @@ class TestSequences:
 
     def named(self, known: list[str], minutes: list[float | None], east: list[float] | None = None) -> list[str]:
         times = [None if m is None else self.NOON + timedelta(minutes=m) for m in minutes]
-        return named_sequences(known, times, [(0.0, degrees) for degrees in east or [0.0] * len(known)])
+        places = np.array([(0.0, degrees) for degrees in east or [0.0] * len(known)])
+        return named_sequences(known, np.array([as_seconds(time) for time in times]), places)
 
     def test_photos_that_follow_within_an_hour_are_together(self):
         # 0, 59 and 118 follow one another; 179 comes 61 minutes later; the order in the index does not matter.
@@ -418,4 +524,10 @@ class Nobody:
         pass
 
     def writing(self):
+        pass
+
+    def say(self, line):
+        pass
+
+    def step(self, name, done):
         pass

@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from geoinfer.answer import Answer
 from geoinfer.batch import predict
 from geoinfer.batch.predict import ErrorLimit, PredictOptions, Shard, run_predict
 from geoinfer.errors import InputError, InterruptedRunError, ModelError, OutputError, UsageError
 from geoinfer.geolocator import Geolocator
 from geoinfer.images import load_pixels
+from geoinfer.index import open_index
+from geoinfer.index.device import IndexDevice
 
 FORMATS = ["csv", "jsonl", "parquet", "geojson"]
 
@@ -320,12 +323,20 @@ def test_restart_does_it_all_again(mixed, tmp_path, kit, colour_locator):
 
 @pytest.mark.parametrize(
     ("field", "again"),
-    [("--k", {"k": 2}), ("--aggregate", {"aggregate": "mean"}), ("engine", {"engine": "b"}), ("index", {"index": "b"})],
-)
+    [
+        ("--k", {"answer": Answer(2, "top1")}), ("--aggregate", {"answer": Answer(1, "mean")}),
+        ("--temperature", {"answer": Answer(1, "density", temperature=0.1)}),
+        ("--bandwidth-km", {"answer": Answer(1, "density", bandwidth_km=30.0)}), ("--min-score", {"min_score": 0.25}),
+        ("--places", {"places": "cities"}), ("--index-device", {"index_device": IndexDevice("cuda", "for a test")}),
+        ("engine", {"engine": "b"}), ("index", {"index": "b"}),
+    ],
+)  # fmt: skip
 def test_another_way_of_answering_is_refused_by_name(mixed, tmp_path, kit, colour_index, field, again, small_parts):
     from geoinfer.index import open_index, write_index
 
-    def locator(k=1, aggregate="top1", engine="a", index="a"):
+    first = "density" if field in ("--temperature", "--bandwidth-km") else "top1"
+
+    def locator(engine="a", index="a", places=None, **more):
         embedder = kit.ColourEmbedder(size=4)
         embedder.fingerprint = engine * 64
         folder = colour_index
@@ -333,7 +344,8 @@ def test_another_way_of_answering_is_refused_by_name(mixed, tmp_path, kit, colou
             stored, folder = open_index(colour_index), tmp_path / "other index"
             if not folder.exists():
                 write_index(folder, stored.index.vectors[::-1], stored.references, embedder.identity)
-        return Geolocator(embedder, open_index(folder), k=k, method=aggregate)
+        names = None if places is None else kit.Cities()
+        return Geolocator(embedder, open_index(folder), **{"answer": Answer(1, first), "places": names} | more)
 
     run = options(mixed, tmp_path / "o.csv", workers=1)
     interrupt(locator(), kit, run, 20)
@@ -350,6 +362,47 @@ def test_other_options_are_refused_by_name(mixed, tmp_path, kit, colour_locator,
     interrupt(colour_locator, kit, options(mixed, tmp_path / "o.jsonl", workers=1, **before), 20)
     with pytest.raises(UsageError, match=f"another {field} "):
         run_predict(colour_locator, options(mixed, tmp_path / "o.jsonl", **after), kit.Quiet())
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_answers_withheld_and_places_come_out_the_same_after_an_interrupt(
+    mixed, tmp_path, kit, colour_index, suffix, small_parts
+):
+    def locator(min_score=None):
+        embedder = kit.ColourEmbedder(size=4)
+        answer = Answer(10, "density")
+        return Geolocator(embedder, open_index(colour_index), answer=answer, min_score=min_score, places=kit.Cities())
+
+    run_predict(locator(), options(mixed, tmp_path / "all.csv"), kit.Quiet())
+    given = kit.table((tmp_path / "all.csv").read_bytes())
+    limit = sorted(float(row["score"]) for row in given if row["status"] == "ok")[10]
+    whole, again = (tmp_path / name / f"o.{suffix}" for name in ("whole", "again"))
+    summary = run_predict(locator(limit), options(mixed, whole), kit.Quiet())
+    interrupt(locator(limit), kit, options(mixed, again, workers=1), 20)
+    resumed = run_predict(locator(limit), options(mixed, again), kit.Quiet())
+    assert resumed.resumed > 0
+    assert whole.read_bytes() == again.read_bytes()
+    assert run_predict(locator(limit), options(mixed, again), kit.Quiet()).abstained == 10
+    low = [row["path"] for row in given if row["status"] == "ok" and float(row["score"]) < limit]
+    assert summary.abstained == resumed.abstained == len(low) == 10
+    assert summary.skipped == 10 + sum(row["status"] == "skipped" for row in given)
+    assert "low_score" not in summary.failures
+    report = kit.table(whole.with_name("errors.csv").read_bytes())
+    assert [row["path"] for row in report if row["code"] == "low_score"] == low
+    if suffix == "csv":
+        for before, row in zip(given, kit.table(whole.read_bytes()), strict=True):
+            if row["path"] not in low:
+                assert row == before
+                assert (row["city"] != "") == (row["status"] == "ok")
+                assert row["unlike_references"] in (("true", "false") if row["status"] == "ok" else ("",))
+                continue
+            assert (row["status"], row["score"]) == ("skipped", before["score"])
+            assert (row["top1_similarity"], row["unlike_references"]) == (
+                before["top1_similarity"], before["unlike_references"]
+            )  # fmt: skip
+            assert row["error"] == f"the score {float(row['score']):.6g} is below {limit:g}"
+            empty = ("latitude", "longitude", "radius_km", "country", "region", "city", "city_km", "location_type")
+            assert {row[name] for name in empty} == {""}
 
 
 def test_threads_and_places_of_reports_may_change_on_the_way(mixed, tmp_path, kit, colour_locator, small_parts):

@@ -11,15 +11,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geoinfer.batch.rows import COLUMNS, ERROR_COLUMNS, error_report_row, failed_row, ok_row, path_fields, path_of
+from geoinfer.batch.rows import (
+    COLUMNS,
+    ERROR_COLUMNS,
+    abstained_row,
+    columns,
+    error_report_row,
+    failed_row,
+    ok_row,
+    path_fields,
+    path_of,
+)
 from geoinfer.errors import ImageError
 from geoinfer.geolocator import Candidate
+from geoinfer.places import Place
 
 ok_numbers = {"latitude": 1.0, "longitude": 2.0, "radius_km": 3.0, "score": 0.5, "top1_similarity": 0.25}
 
 
 def test_columns_are_the_published_ones():
-    assert ",".join(COLUMNS).startswith("path,status,latitude,longitude,radius_km,score,top1_similarity,error,")
+    start, end = (
+        "path,status,latitude,longitude,radius_km,score,top1_similarity,unlike_references",
+        "error,location_type",
+    )
+    assert ",".join(COLUMNS) == ",".join(columns(places=False)) == f"{start},{end},path_bytes"
+    assert ",".join(columns(places=True)) == f"{start},country,region,city,city_km,{end},path_bytes"
     assert ",".join(ERROR_COLUMNS).startswith("path,stage,code,message,size_bytes,")
 
 
@@ -97,12 +113,32 @@ def test_a_failure_is_a_row_and_a_line_of_the_report(size, shown):
     row = failed_row(b"x\xff.jpg", ImageError("decode", "truncated", "cut short", size_bytes=size))
     assert {column: row[column] for column in COLUMNS} == {
         "path": "x\\xff.jpg", "status": "error", "latitude": None, "longitude": None, "radius_km": None, "score": None,
-        "top1_similarity": None, "error": "cut short", "location_type": "", "path_bytes": "x%FF.jpg",
+        "top1_similarity": None, "unlike_references": None, "error": "cut short", "location_type": "",
+        "path_bytes": "x%FF.jpg",
     }  # fmt: skip
     assert error_report_row(row) == {
         "path": "x\\xff.jpg", "stage": "decode", "code": "truncated", "message": "cut short", "size_bytes": shown,
         "path_bytes": "x%FF.jpg",
     }  # fmt: skip
+
+
+def test_an_answer_withheld_is_a_row_without_a_place():
+    failure = ImageError("answer", "low_score", "the score 0.1 is below 0.5", status="skipped")
+    row = abstained_row(b"p", failure, score=0.1, top1_similarity=0.7654321, unlike_references=True)
+    assert {column: row[column] for column in COLUMNS} == {
+        "path": "p", "status": "skipped", "latitude": None, "longitude": None, "radius_km": None, "score": 0.1,
+        "top1_similarity": 0.765432, "unlike_references": True, "error": "the score 0.1 is below 0.5",
+        "location_type": "", "path_bytes": "",
+    }  # fmt: skip
+    assert error_report_row(row)["code"] == "low_score"
+
+
+def test_names_of_places():
+    row = ok_row(b"p", **ok_numbers, place=Place("Italy", "IT", "Europe", "Latium", "Rome", 1.23456))
+    assert {name: row[name] for name in ("country", "region", "city", "city_km")} == {
+        "country": "Italy", "region": "Latium", "city": "Rome", "city_km": 1.235
+    }  # fmt: skip
+    assert "country" not in ok_row(b"p", **ok_numbers)
 
 
 def test_skipped_is_not_error():

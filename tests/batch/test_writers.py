@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from geoinfer.batch import writers
-from geoinfer.batch.rows import failed_row, ok_row, path_of
+from geoinfer.batch.rows import abstained_row, failed_row, ok_row, path_of
 from geoinfer.batch.writers import check_error_report, format_of, write_error_report, write_rows
 from geoinfer.errors import ImageError, OutputError, UsageError
 from geoinfer.geolocator import Candidate
+from geoinfer.places import Place
 
-COLUMNS = "path,status,latitude,longitude,radius_km,score,top1_similarity,error,location_type,path_bytes"
+COLUMNS = (
+    "path,status,latitude,longitude,radius_km,score,top1_similarity,unlike_references,error,location_type,path_bytes"
+)
+WITH_PLACES = COLUMNS.replace("error", "country,region,city,city_km,error", 1)
 NUMBERS = ("latitude", "longitude", "radius_km", "score", "top1_similarity")
 PATHS = [
     b"plain.jpg",
@@ -38,6 +42,7 @@ PATHS = [
     b"NA",
     b"-",
 ]
+UNLIKE = [True, False, None]
 FORMATS = ["csv", "jsonl", "parquet", "geojson"]
 
 
@@ -50,7 +55,7 @@ def rows():
         else:
             yield ok_row(
                 path, latitude=-80.5 + number, longitude=170.25 - number / 8, radius_km=1e-3 * number,
-                score=number / 64, top1_similarity=1e-6,
+                score=number / 64, top1_similarity=1e-6, unlike_references=UNLIKE[number % 3],
                 candidates=(Candidate("ref, 1", 1.5, -2.5, 0.5, 'a "source"'),) * (number % 3),
             )  # fmt: skip
 
@@ -73,6 +78,8 @@ def check(path: bytes, values: dict, number: int) -> None:
     assert path == want[0]
     assert (values["status"], tuple(values[name] for name in NUMBERS), values["error"]) == want[1:4]
     assert values["location_type"] == ("estimated" if want[1] == "ok" else "")
+    unlike = UNLIKE[number % 3] if want[1] == "ok" else None
+    assert values["unlike_references"] in ({True: ["true", True], False: ["false", False], None: ["", None]}[unlike])
 
 
 def test_csv(tmp_path, kit):
@@ -125,7 +132,8 @@ def test_parquet(tmp_path):
     read = pq.read_table(tmp_path / "a.parquet")
     assert read.column_names == [*COLUMNS.split(","), "candidates"]
     assert {name: str(read.schema.field(name).type) for name in COLUMNS.split(",")} == {
-        name: "double" if name in NUMBERS else "string" for name in COLUMNS.split(",")
+        name: "double" if name in NUMBERS else "bool" if name == "unlike_references" else "string"
+        for name in COLUMNS.split(",")
     }
     assert read.num_rows == len(PATHS)
     for number, (row, want) in enumerate(zip(read.to_pylist(), expected(), strict=True)):
@@ -151,6 +159,61 @@ def test_geojson_is_rfc_7946(tmp_path):
         assert abs(longitude) > 90, "or a swap would not show"
         # Section 3.1.1: easting, then northing.
         assert feature["geometry"] == {"type": "Point", "coordinates": [longitude, latitude]}
+
+
+def read_back(path: Path) -> list[dict]:
+    """Rows of any format, empty cells of a CSV as None."""
+    if path.suffix == ".csv":
+        table = pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True))
+        return table.to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    return [feature["properties"] for feature in json.loads(path.read_text())["features"]]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("places", [False, True])
+def test_answers_withheld_and_names_of_places(tmp_path, suffix, places):
+    numbers = {"latitude": 1.5, "longitude": 2.5, "radius_km": 3.5, "score": 0.75, "top1_similarity": 0.25}
+    failure = ImageError("answer", "low_score", "the score 0.25 is below 0.5", status="skipped")
+    place = Place("Cabo Verde", "CV", "Africa", "", "Mindelo", 0.5)
+    path = tmp_path / f"a.{suffix}"
+    write_rows(
+        path,
+        [
+            ok_row(b"a", **numbers, unlike_references=False, place=place if places else None),
+            abstained_row(b"b", failure, score=0.25, top1_similarity=0.5, unlike_references=True),
+            failed_row(b"c", ImageError("decode", "truncated", "cut short")),
+        ],
+        places=places,
+    )
+    located, withheld, failed = ({k: v for k, v in row.items() if v not in ("", None, [])} for row in read_back(path))
+    named = {"country": "Cabo Verde", "city": "Mindelo", "city_km": 0.5} if places else {}
+    assert located == numbers | named | {
+        "path": "a", "status": "ok", "unlike_references": False, "location_type": "estimated"
+    }  # fmt: skip
+    assert withheld == {
+        "path": "b", "status": "skipped", "score": 0.25, "top1_similarity": 0.5, "unlike_references": True,
+        "error": "the score 0.25 is below 0.5",
+    }  # fmt: skip
+    assert failed == {"path": "c", "status": "error", "error": "cut short"}
+    header = (WITH_PLACES if places else COLUMNS).split(",")
+    assert list(read_back(path)[0]) == [*header, *(["candidates"] if suffix in ("jsonl", "parquet") else [])]
+
+
+def test_the_report_lists_answers_withheld_but_no_camera_raw(tmp_path, kit):
+    withheld = ImageError("answer", "low_score", "the score 0.25 is below 0.5", status="skipped")
+    raw = ImageError("discover", "camera_raw", "raw", status="skipped")
+    some = [
+        abstained_row(b"b", withheld, score=0.25, top1_similarity=0.5, unlike_references=None),
+        failed_row(b"raw", raw),
+        failed_row(b"c", ImageError("decode", "truncated", "cut short")),
+    ]
+    assert write_error_report(tmp_path / "e.csv", some) == {"low_score": 1, "truncated": 1}
+    assert [row["path"] for row in kit.table((tmp_path / "e.csv").read_bytes())] == ["b", "c"]
+    assert sum(write_error_report(tmp_path / "e.csv", some, skipped=True).values()) == 3
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -12,8 +12,8 @@ import geoinfer
 from geoinfer.cli import app
 
 COMMANDS = [
-    [], ["predict"], ["index"], ["index", "build"], ["index", "info"], ["engine"], ["engine", "build"],
-    ["engine", "info"], ["info"], ["doctor"],
+    [], ["predict"], ["index"], ["index", "build"], ["index", "add"], ["index", "merge"], ["index", "info"],
+    ["engine"], ["engine", "build"], ["engine", "info"], ["info"], ["doctor"],
 ]  # fmt: skip
 IDS = [" ".join(command) or "geoinfer" for command in COMMANDS]
 HEAVY = [

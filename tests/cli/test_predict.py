@@ -21,7 +21,9 @@ from geoinfer.cli.console import Console
 from tests.backends.fake_tensorrt import pretend, write_engine
 from tests.onnx_models import SIZE, make_model
 
-COLUMNS = ["path", "status", "latitude", "longitude", "radius_km", "score", "top1_similarity", "error"]
+COLUMNS = [
+    "path", "status", "latitude", "longitude", "radius_km", "score", "top1_similarity", "unlike_references", "error"
+]  # fmt: skip
 PLACES = {"red": (48.86, 2.35), "green": (-33.87, 151.21), "blue": (64.15, -21.94)}
 NOTICE = json.loads((SHIPPED / "bundle.json").read_bytes())["notice"]
 
@@ -61,12 +63,14 @@ class TestShippedBundle:
             assert 0 < float(row["radius_km"]) <= 20016
             assert 0 < float(row["score"]) < 1
             assert 0 < float(row["top1_similarity"]) < 1
+            assert row["unlike_references"] in ("true", "false")
             assert row["location_type"] == "estimated"
         assert len({row["latitude"] for row in rows}) > 3
         summary = json.loads(Path("s.json").read_bytes())
         wanted = {
             "inputs": 10, "ok": 10, "error": 0, "skipped": 0, "resumed": 0, "already_finished": False, "exit_code": 0,
-            "k": 10, "aggregate": "density", "notice": NOTICE, "location_type": "estimated",
+            "k": 10, "aggregate": "density", "temperature": 0.05, "bandwidth_km": 200, "min_score": None,
+            "places": False, "abstained": 0, "notice": NOTICE, "location_type": "estimated",
             "output": str(here / "predictions.csv"), "errors": str(here / "predictions.errors.csv"),
             "engine": "efficientnet-lite2-imagenet:9656183eaeafe8cb", "calibrated": True,
         }  # fmt: skip
@@ -121,7 +125,7 @@ class TestModelAndIndex:
     def test_each_photo_finds_its_own_colour(self, predict, tiny) -> None:
         outcome = predict(tiny.photos)
         assert outcome.code == 0
-        assert re.fullmatch(r"device: \S+ \(.+\)\n", outcome.err)
+        assert re.fullmatch(r"device: \S+ \(.+\)\nindex on: cpu \(.+\)\n", outcome.err)
         rows = {Path(row["path"]).stem: row for row in table("predictions.csv")}
         assert set(rows) == {"red", "green", "blue", "grey"}
         for name, place in PLACES.items():
@@ -175,7 +179,100 @@ class TestModelAndIndex:
             assert field in outcome.err
 
     def test_device_cpu_says_as_asked(self, predict, tiny) -> None:
-        assert predict(tiny.photos / "red.png", "--device", "cpu").err == "device: cpu (as asked)\n"
+        outcome = predict(tiny.photos / "red.png", "--device", "cpu", "--index-device", "cpu")
+        assert outcome.err == "device: cpu (as asked)\nindex on: cpu (as asked)\n"
+
+
+class TestConfidence:
+    """The shipped bundle: three hundred references, enough for scores and to tell what is unlike all of them."""
+
+    def test_answers_of_a_low_score_are_not_given(self, run, here: Path, example_photos: Path) -> None:
+        assert run("predict", example_photos, "-o", "all.csv").code == 0
+        scores = sorted(float(row["score"]) for row in table("all.csv"))
+        limit = scores[4]
+        outcome = run("predict", example_photos, "--min-score", f"{limit:.6f}", "--summary-json", "s.json")
+        assert outcome.code == 0
+        assert "0 errors, 4 skipped." in outcome.out
+        assert f"  4 skipped for a score below {limit:g}." in outcome.out
+        assert "errors:    predictions.errors.csv (none)" in outcome.out
+        summary = json.loads(Path("s.json").read_bytes())
+        assert (summary["ok"], summary["skipped"], summary["abstained"], summary["error"]) == (6, 4, 4, 0)
+        assert (summary["min_score"], summary["failures"]) == (limit, {})
+        for before, row in zip(table("all.csv"), table("predictions.csv"), strict=True):
+            if float(before["score"]) >= limit:
+                assert row == before
+            else:
+                assert (row["status"], row["latitude"], row["longitude"], row["radius_km"]) == ("skipped", "", "", "")
+                assert (row["score"], row["top1_similarity"]) == (before["score"], before["top1_similarity"])
+                assert row["error"] == f"the score {float(before['score']):.6g} is below {limit:g}"
+        assert [row["code"] for row in table("predictions.errors.csv")] == ["low_score"] * 4
+        again = run("predict", example_photos, "--min-score", f"{limit:.6f}")
+        assert "Nothing to do" in again.out
+        other = run("predict", example_photos)
+        assert other.code == 2
+        assert "another --min-score" in other.err
+
+    @pytest.mark.parametrize("score", ["-0.1", "1.1", "nan", "inf"])
+    def test_scores_that_nothing_has(self, predict, here: Path, tiny, score: str) -> None:
+        outcome = predict(tiny.photos, f"--min-score={score}")
+        assert outcome.code == 2
+        assert f"--min-score {float(score):g}: expected 0 to 1" in outcome.err
+        assert list(here.iterdir()) == []
+
+    def test_an_index_that_is_not_calibrated_has_no_scores(self, predict, here: Path, tiny) -> None:
+        outcome = predict(tiny.photos, "--min-score", "0.5")
+        assert outcome.code == 2
+        assert "--min-score 0.5: no answer has a score, as the index has too few references" in outcome.err
+        assert list(here.iterdir()) == []
+
+    def test_places(self, predict, here: Path, tiny) -> None:
+        pytest.importorskip("reverse_geocode")
+        (here / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
+        assert predict(tiny.photos, "broken.jpg", "--places", "--max-errors", "1").code == 0
+        rows = {Path(row["path"]).stem: row for row in table("predictions.csv")}
+        assert [rows[name]["country"] for name in ("red", "green", "blue", "broken")] == [
+            "France", "Australia", "Iceland", ""
+        ]  # fmt: skip
+        assert rows["red"]["region"] == "Île-de-France"
+        assert rows["blue"]["city"] != ""
+        assert float(rows["blue"]["city_km"]) < 10
+        assert rows["broken"]["city_km"] == ""
+
+    def test_places_need_a_package(self, predict, here: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+        import importlib.util
+
+        found = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *more: None if name == "reverse_geocode" else found(name, *more)
+        )
+        outcome = predict(tiny.photos, "--places")
+        assert outcome.code == 2
+        assert "geoinfer-toolkit[places]" in outcome.err
+        assert list(here.iterdir()) == []
+
+    def test_temperature_and_bandwidth(self, run, here: Path, tiny) -> None:
+        arguments = ["predict", tiny.photos, "-e", tiny.model, "-i", tiny.index, "--summary-json", "s.json"]
+        assert run(*arguments, "--temperature", "0.2", "--bandwidth-km", "55").code == 0
+        summary = json.loads(Path("s.json").read_bytes())
+        assert (summary["temperature"], summary["bandwidth_km"]) == (0.2, 55)
+        outcome = run(*arguments, "--temperature", "0.2")
+        assert outcome.code == 2
+        assert "another --bandwidth-km (55.0; now 200.0)" in outcome.err
+        outcome = run(*arguments, "--aggregate", "top1", "--temperature", "0.2", "--restart")
+        assert outcome.code == 2
+        assert "--temperature" in outcome.err
+
+    def test_an_index_device_that_is_not_there(self, predict, here: Path, tiny) -> None:
+        from geoinfer.index.gpu import gpu_count
+
+        if gpu_count():
+            pytest.skip("FAISS has a GPU here")
+        outcome = predict(tiny.photos, "--index-device", "cuda")
+        assert outcome.code == 4
+        assert list(here.iterdir()) == []
+        outcome = predict(tiny.photos, "--index-device", "gpu")
+        assert outcome.code == 2
+        assert "--index-device gpu: expected one of auto, cpu, cuda" in outcome.err
 
 
 class TestFailedInputs:

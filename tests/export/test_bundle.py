@@ -106,8 +106,8 @@ class TestWhatIsWritten:
         assert sorted(os.listdir(tmp_path)) == ["note", "out"]
         assert os.listdir(tmp_path / "out") == ["mine"]
         assert listing(tmp_path / "out" / "mine") == {
-            "bundle.json", "model.onnx", "ATTRIBUTION.md", "index/manifest.json", "index/vectors.faiss",
-            "index/references.parquet", "index/leave_one_out.npz",
+            "bundle.json", "model.onnx", "ATTRIBUTION.md", "index/manifest.json",
+            *(f"index/{name}" for name in open_index(parts.index).manifest.files),
         }  # fmt: skip
         assert written.model_path.read_bytes() == parts.model.read_bytes()
         for name in os.listdir(parts.index):
@@ -175,7 +175,7 @@ class TestWhatIsWritten:
         write_bundle(BundleParts(model, index), tmp_path / "out")
         rows = [row for row in (tmp_path / "out" / "ATTRIBUTION.md").read_text().splitlines() if row.startswith("- ")]
         assert len(rows) == 6
-        assert rows[-1] == "- and 35 more, which `references.parquet` names"
+        assert rows[-1] == "- and 35 more, which `references.arrow` names"
 
     def test_engines_come_with_their_sidecars(self, parts: BundleParts, tmp_path: Path) -> None:
         engine = put_engine(tmp_path / "tiny-fp16.trt")
@@ -292,7 +292,9 @@ class TestWhatDoesNotFit:
         with pytest.raises(InputError, match="no such index"):
             write_bundle(BundleParts(model, tmp_path / "none"), tmp_path / "out")
 
-    @pytest.mark.parametrize("name", ["vectors.faiss", "references.parquet", "leave_one_out.npz", "manifest.json"])
+    @pytest.mark.parametrize(
+        "name", ["vectors.npy", "references.arrow", "coordinates.npy", "digests.npy", "manifest.json"]
+    )
     def test_a_damaged_index_however_large(
         self, model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -360,12 +362,12 @@ class TestWhatDoesNotFit:
 
         def meddle(source: Path, target: Path) -> None:
             copy(source, target)
-            if target.name == "references.parquet":
+            if target.name == "references.arrow":
                 data = target.read_bytes()
                 target.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
 
         monkeypatch.setattr(bundles, "_copy", meddle)
-        with pytest.raises(InputError, match=r"references\.parquet: the copy differs"):
+        with pytest.raises(InputError, match=r"references\.arrow: the copy differs"):
             write_bundle(parts, tmp_path / "out")
 
 
@@ -552,7 +554,7 @@ class TestWhatIsThereAlready:
         with bundle_lock(tmp_path / "out"):
             written = write_locked_bundle(BundleParts(own, index), tmp_path / "out")
         assert written.model_path.samefile(own)
-        assert (written.index_path / "vectors.faiss").samefile(index / "vectors.faiss")
+        assert (written.index_path / "vectors.npy").samefile(index / "vectors.npy")
         assert open_bundle(tmp_path / "out", verify=True) == written
 
     def test_no_name(self) -> None:

@@ -630,7 +630,7 @@ class TestCalibration:
 
     def test_none_can_be_used(self, package: Path, clip: Path, tmp_path: Path) -> None:
         (tmp_path / "l.csv").write_text("path,latitude,longitude\ngone.jpg,1,2\nlost.jpg,1,2\n")
-        with pytest.raises(InputError, match=r"none of the 2 labelled photos can be used; the first: gone\.jpg"):
+        with pytest.raises(InputError, match=r"none of the 2 photos can be used"):
             export_geoclip(tmp_path / "bundle", GeoClipOptions(clip=clip, labels=tmp_path / "l.csv"))
         assert not (tmp_path / "bundle").exists()
 

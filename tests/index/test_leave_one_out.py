@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from geoinfer.images.near_duplicates import NEAR_DUPLICATE_BITS
-from geoinfer.index import MAX_K, FaissFlatIndex, References, held_out_photos
+from geoinfer.index import MAX_K, FlatIndex, References, held_out_photos
 from geoinfer.index.leave_one_out import MAX_ROWS, leave_one_out
 
 
@@ -69,7 +69,7 @@ def flipped(hash_, bits):
 def test_without_copies_it_is_everyone_else():
     rng = np.random.default_rng(1)
     vectors, references = unit(rng, 30, 6), references_of(30)
-    held_out = leave_one_out(FaissFlatIndex(vectors), references)
+    held_out = leave_one_out(FlatIndex(vectors), references)
     assert held_out.rows.tolist() == list(range(30))
     assert held_out.ids.tolist() == plain(vectors, references, range(30), 29)
     assert (held_out.rows.dtype, held_out.ids.dtype, held_out.similarities.dtype) == (np.int64, np.int64, np.float32)
@@ -83,7 +83,7 @@ def test_photos_of_one_sequence_are_never_neighbors():
     # No sequence at all is not a sequence that all such photos share.
     sequences = [rng.choice(["", "walk", "drive", "flight"]) for _ in range(40)]
     vectors, references = unit(rng, 40, 6), references_of(40, sequences=sequences)
-    held_out = leave_one_out(FaissFlatIndex(vectors), references)
+    held_out = leave_one_out(FlatIndex(vectors), references)
     assert held_out.ids.tolist() == plain(vectors, references, range(40), 39)
 
 
@@ -94,7 +94,7 @@ def test_photos_of_one_spot_are_no_neighbors_unless_sequences_tell_them_apart():
     vectors = unit(rng, 5, 4)
 
     def neighbors(sequences):
-        held_out = leave_one_out(FaissFlatIndex(vectors), references_of(5, sequences=sequences, places=places))
+        held_out = leave_one_out(FlatIndex(vectors), references_of(5, sequences=sequences, places=places))
         return [set(ids) - {-1} for ids in held_out.ids.tolist()]
 
     assert neighbors(()) == [{2, 3, 4}, {2, 3, 4}, {0, 1, 3, 4}, {0, 1, 2}, {0, 1, 2}]
@@ -109,7 +109,7 @@ def test_a_long_sequence_does_not_use_up_the_neighbors():
     walk = np.array([1.0, 0, 0, 0, 0, 0]) + 0.01 * rng.normal(size=(300, 6))
     vectors = np.concatenate([walk / np.linalg.norm(walk, axis=1, keepdims=True), unit(rng, 250, 6)]).astype(np.float32)
     references = references_of(550, sequences=["walk"] * 300 + [f"other {i}" for i in range(250)])
-    held_out = leave_one_out(FaissFlatIndex(vectors), references)
+    held_out = leave_one_out(FlatIndex(vectors), references)
     assert held_out.ids[:300].min() >= 300
     assert held_out.ids[:3].tolist() == plain(vectors, references, range(3), MAX_K)
 
@@ -129,7 +129,7 @@ def test_copies_are_never_neighbors():
     hashes[31] = flipped(hashes[30], NEAR_DUPLICATE_BITS)
     hashes[33] = flipped(hashes[32], NEAR_DUPLICATE_BITS + 1)  # just another photo
     references = references_of(n, ids=ids, digests=digests, hashes=hashes)
-    held_out = leave_one_out(FaissFlatIndex(vectors), references)
+    held_out = leave_one_out(FlatIndex(vectors), references)
     assert held_out.ids.tolist() == plain(vectors, references, range(n), n - 1)
     for group in ({3, 11, 12}, {20, 21}, {30, 31}):
         for i in group:
@@ -149,7 +149,7 @@ def test_nothing_but_copies(how):
     ids = ["same"] * n if how == "names" else None
     hashes = np.zeros((n, 32), np.uint8) if how == "hashes" else None
     references = references_of(n, ids=ids, digests=digests, hashes=hashes)
-    held_out = leave_one_out(FaissFlatIndex(np.tile(unit(np.random.default_rng(0), 1, 4), (n, 1))), references)
+    held_out = leave_one_out(FlatIndex(np.tile(unit(np.random.default_rng(0), 1, 4), (n, 1))), references)
     assert held_out.ids.shape == (n, MAX_K)
     assert (held_out.ids == -1).all()
     assert not held_out.similarities.any()
@@ -163,7 +163,7 @@ def test_a_group_of_many_copies():
     vectors[:50] = vectors[0]
     digests = [hashlib.sha256(str(max(i, 49)).encode()).digest() for i in range(n)]
     references = references_of(n, digests=digests)
-    held_out = leave_one_out(FaissFlatIndex(vectors), references)
+    held_out = leave_one_out(FlatIndex(vectors), references)
     assert held_out.ids.shape == (n, MAX_K)
     assert held_out.ids.min() >= 0
     assert held_out.ids[:3].tolist() == plain(vectors, references, range(3), MAX_K)
@@ -171,13 +171,13 @@ def test_a_group_of_many_copies():
 
 def test_one_and_two_references():
     vectors = np.eye(2, dtype=np.float32)
-    held_out = leave_one_out(FaissFlatIndex(vectors[:1]), references_of(1))
+    held_out = leave_one_out(FlatIndex(vectors[:1]), references_of(1))
     assert held_out.rows.tolist() == [0]
     assert held_out.ids.shape == held_out.similarities.shape == (1, 0)
-    held_out = leave_one_out(FaissFlatIndex(vectors), references_of(2))
+    held_out = leave_one_out(FlatIndex(vectors), references_of(2))
     assert held_out.ids.tolist() == [[1], [0]]
     assert held_out.similarities.tolist() == [[0], [0]]
-    held_out = leave_one_out(FaissFlatIndex(vectors), references_of(2, ids=["same", "same"]))
+    held_out = leave_one_out(FlatIndex(vectors), references_of(2, ids=["same", "same"]))
     assert held_out.ids.tolist() == [[-1], [-1]]
 
 
@@ -185,7 +185,7 @@ def test_a_large_index_is_sampled():
     rng = np.random.default_rng(6)
     n = MAX_ROWS + 500
     vectors, references = unit(rng, n, 4), references_of(n)
-    index = FaissFlatIndex(vectors)
+    index = FlatIndex(vectors)
     held_out = leave_one_out(index, references)
     rows = held_out.rows.tolist()
     assert len(rows) == len(set(rows)) == MAX_ROWS
@@ -204,7 +204,7 @@ def test_a_large_index_is_sampled():
 
 def test_exactly_as_many_as_asked_are_all_taken():
     vectors = unit(np.random.default_rng(0), 12, 3)
-    index, references = FaissFlatIndex(vectors), references_of(12)
+    index, references = FlatIndex(vectors), references_of(12)
     assert leave_one_out(index, references, max_rows=12).rows.tolist() == list(range(12))
     assert len(leave_one_out(index, references, max_rows=11).rows) == 11
 
@@ -214,7 +214,7 @@ class TestPhotosOutsideTheIndex:
         # One of the photos looks exactly like a reference, and stands where it does: nothing is left out for that.
         vectors = unit(np.random.default_rng(3), 30, 6)
         queries, places = vectors[[4, 9]], np.array([(1.0, 2.0), (-3.0, 180.0)])
-        held_out = held_out_photos(FaissFlatIndex(vectors), queries, places)
+        held_out = held_out_photos(FlatIndex(vectors), queries, places)
         assert held_out.rows.tolist() == [-1, -1]
         assert held_out.places.tolist() == places.tolist()
         for query, ids, similarities in zip(queries, held_out.ids, held_out.similarities, strict=True):
@@ -225,28 +225,28 @@ class TestPhotosOutsideTheIndex:
 
     def test_as_many_neighbors_as_calibration_looks_at(self):
         vectors = unit(np.random.default_rng(3), MAX_K + 20, 6)
-        assert held_out_photos(FaissFlatIndex(vectors), vectors[:3], np.zeros((3, 2))).ids.shape == (3, MAX_K)
+        assert held_out_photos(FlatIndex(vectors), vectors[:3], np.zeros((3, 2))).ids.shape == (3, MAX_K)
 
     def test_of_many_photos_a_sample_is_drawn(self):
         vectors = unit(np.random.default_rng(3), 12, 6)
         queries = unit(np.random.default_rng(4), 50, 6)
         places = np.stack([np.arange(50.0), np.arange(50.0)], axis=1)
-        held_out = held_out_photos(FaissFlatIndex(vectors), queries, places, max_rows=20)
+        held_out = held_out_photos(FlatIndex(vectors), queries, places, max_rows=20)
         drawn = held_out.places[:, 0].astype(int).tolist()
         assert drawn == sorted(set(drawn))
         assert len(drawn) == 20
         best = (queries.astype(np.float64) @ vectors.astype(np.float64).T).argmax(axis=1)
         assert held_out.ids[:, 0].tolist() == best[drawn].tolist()
-        again = held_out_photos(FaissFlatIndex(vectors), queries, places, max_rows=20)
+        again = held_out_photos(FlatIndex(vectors), queries, places, max_rows=20)
         assert again.places.tolist() == held_out.places.tolist()
 
     def test_none(self):
         vectors = unit(np.random.default_rng(3), 12, 6)
-        held_out = held_out_photos(FaissFlatIndex(vectors), vectors[:0], np.empty((0, 2)))
+        held_out = held_out_photos(FlatIndex(vectors), vectors[:0], np.empty((0, 2)))
         assert (held_out.ids.shape, held_out.places.shape) == ((0, 12), (0, 2))
 
     @pytest.mark.parametrize("places", [[(0, 0)], [(0, 0)] * 3, [(91, 0), (0, 0)], [(0, float("nan")), (0, 0)]])
     def test_places_that_make_no_sense(self, places):
         vectors = unit(np.random.default_rng(3), 12, 6)
         with pytest.raises(ValueError, match=r"places|coordinates"):
-            held_out_photos(FaissFlatIndex(vectors), vectors[:2], np.array(places, float))
+            held_out_photos(FlatIndex(vectors), vectors[:2], np.array(places, float))

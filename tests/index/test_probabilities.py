@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geoinfer.index import ExactIndex, FaissFlatIndex, base
+from geoinfer.index import ExactIndex, FlatIndex, base
 
-INDEXES = (ExactIndex, FaissFlatIndex)
+INDEXES = (ExactIndex, FlatIndex)
 
 
 def unit(rng, n, d):
@@ -60,7 +60,7 @@ def test_whatever_the_blocks_it_sums_to_one(n, at_once, scale, order, seed):
     vectors = vectors[{"rising": rows, "falling": rows[::-1], "as they come": np.arange(n)}[order]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "_SUMMED_AT_ONCE", at_once)
-        found = FaissFlatIndex(vectors).probabilities(query, np.arange(n)[None], scale)
+        found = FlatIndex(vectors).probabilities(query, np.arange(n)[None], scale)
     assert np.isfinite(found).all()
     # An exponent as large as the scale is known to the scale's last bit, and no better.
     assert found.sum() == pytest.approx(1, abs=1e-12 + 4 * scale * 2.0**-53)
@@ -71,7 +71,7 @@ def test_more_references_than_one_block():
     rng = np.random.default_rng(1)
     vectors, queries = unit(rng, 2 * base._SUMMED_AT_ONCE + 77, 6), unit(rng, 3, 6)
     ids = np.array([[0, len(vectors) - 1]] * 3)
-    found = FaissFlatIndex(vectors).probabilities(queries, ids, 20.0)
+    found = FlatIndex(vectors).probabilities(queries, ids, 20.0)
     assert found == pytest.approx(ExactIndex(vectors).probabilities(queries, ids, 20.0), rel=1e-12)
     for row, query in enumerate(queries.tolist()):
         expected = plain_softmax(vectors, query, 20.0)
@@ -80,7 +80,7 @@ def test_more_references_than_one_block():
 
 def test_a_batch_answers_as_each_alone():
     rng = np.random.default_rng(2)
-    index, queries = FaissFlatIndex(unit(rng, 500, 32)), unit(rng, 40, 32)
+    index, queries = FlatIndex(unit(rng, 500, 32)), unit(rng, 40, 32)
     ids = index.search(queries, 5).ids
     together = index.probabilities(queries, ids, 39.7)
     alone = [index.probabilities(queries[i : i + 1], ids[i : i + 1], 39.7)[0] for i in range(40)]

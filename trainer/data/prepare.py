@@ -18,6 +18,7 @@ from geoinfer.errors import ImageError, InputError, LabelsError, OutputError, Us
 from geoinfer.geocells import MAX_LEVEL, leaf_cells
 from geoinfer.images import Preprocessing
 from geoinfer.integrity import atomic_file
+from geoinfer.maps import is_land
 from trainer.data.examples import SPLITS, Column, Examples, check_output
 from trainer.data.gather import Columns, Dropped, Gathered
 from trainer.data.report import DropReason, PreparationReport, describe_cells, measure_leak
@@ -30,7 +31,6 @@ from trainer.data.splits import (
     random_split,
     sequence_split,
 )
-from trainer.world import is_land
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

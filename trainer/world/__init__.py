@@ -1,8 +1,5 @@
-"""The world without photos: land outlines for maps, and a toy world that renders its own.
+"""The world without photos: a toy world that renders its own (`toy`), on the land of `geoinfer.maps`."""
 
-`land` needs NumPy and Pillow alone; `trainer.world.toy` is imported by those who render.
-"""
-
-from trainer.world.land import is_land, land_polygons, land_share
+from geoinfer.maps import is_land, land_polygons, land_share
 
 __all__ = ["is_land", "land_polygons", "land_share"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from geoinfer.geodesy import EARTH_RADIUS_KM, to_unit_vectors
-from trainer.world.land import land_share
+from geoinfer.maps import land_share
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -39,8 +39,8 @@ from geoinfer.errors import OutputError, UsageError
 from geoinfer.geodesy import destination, from_unit_vectors
 from geoinfer.integrity import atomic_file
 from geoinfer.machine import available_cores
+from geoinfer.maps import is_land
 from trainer.world.fields import drives_left, in_boxes
-from trainer.world.land import is_land
 from trainer.world.render import render
 
 if TYPE_CHECKING:

@@ -27,16 +27,19 @@ _SHARE_CELL_DEG: Final = 0.5
 _SHARE_SCALE_DEG: Final = 0.5
 
 
-def land_polygons() -> list[NDArray[np.float64]]:
-    """Outlines of the land, ready to be filled on a map from 180 W to 180 E.
+def land_polygons(west: float = -180.0) -> list[NDArray[np.float64]]:
+    """Outlines of the land, ready to be filled on a map of the world that begins anywhere.
+
+    Args:
+        west: longitude of the map's western edge, within [-360, 180].
 
     Returns:
         (m, 2) float64 each, degrees, [latitude, longitude], not repeating the first point. Longitudes are within
-        [-180, 180] and jump nowhere but along the south pole: what crosses the antimeridian is cut in two along it,
-        Antarctica is closed along the pole, and the Caspian is joined to its coast by a cut of no width, so that each
-        polygon can be filled by itself. The arrays are the caller's own.
+        [west, west + 360] and jump nowhere but along the south pole: what crosses the edge of the map is cut in two
+        along it, Antarctica is closed along the pole, and the Caspian is joined to its coast by a cut of no width, so
+        that each polygon can be filled by itself. The arrays are the caller's own.
     """
-    return [polygon.copy() for polygon in _polygons()]
+    return [polygon.copy() for polygon in _polygons(west)]
 
 
 def is_land(coordinates: ArrayLike) -> NDArray[np.bool_]:
@@ -89,22 +92,31 @@ def land_share(coordinates: ArrayLike) -> NDArray[np.float64]:
     return np.clip(upper * (1 - down) + lower * down, 0.0, 1.0)
 
 
+@functools.lru_cache(maxsize=4)
+def _polygons(west: float) -> tuple[NDArray[np.float64], ...]:
+    """See `land_polygons`."""
+    polygons: list[NDArray[np.float64]] = []
+    for outline in _outlines():
+        for turn in (-720.0, -360.0, 0.0, 360.0, 720.0):
+            piece = _clip_to_map(outline + np.array([0.0, turn]), west)
+            if len(piece) >= 3:
+                polygons.append(piece)
+    return tuple(polygons)
+
+
 @functools.cache
-def _polygons() -> tuple[NDArray[np.float64], ...]:
-    """Decodes the file; see `land_polygons`."""
+def _outlines() -> tuple[NDArray[np.float64], ...]:
+    """Decodes the file: outlines with their holes cut in, longitudes continuous and beyond 180 where they must be."""
     topology = json.loads(_DATA.read_text(encoding="utf-8"))
     arcs = _decode_arcs(topology)
-    polygons: list[NDArray[np.float64]] = []
+    outlines: list[NDArray[np.float64]] = []
     for geometry in topology["objects"]["land"]["geometries"]:
         for rings in geometry["arcs"]:
             outline, *holes = [_unwrap(_join(ring, arcs)) for ring in rings]
             for hole in holes:
                 outline = _cut_hole(outline, hole)
-            for turn in (-360.0, 0.0, 360.0):
-                piece = _clip_to_map(outline + np.array([0.0, turn]))
-                if len(piece) >= 3:
-                    polygons.append(piece)
-    return tuple(polygons)
+            outlines.append(outline)
+    return tuple(outlines)
 
 
 def _decode_arcs(topology: dict[str, Any]) -> list[NDArray[np.float64]]:
@@ -143,18 +155,21 @@ def _cut_hole(outline: NDArray[np.float64], hole: NDArray[np.float64]) -> NDArra
     return np.concatenate([outline[: here + 1], around, around[:1], outline[here:]])
 
 
-def _clip_to_map(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The part of a ring between 180 W and 180 E (Sutherland and Hodgman, Communications of the ACM 17, 1974)."""
-    for side in (1.0, -1.0):
+def _clip_to_map(ring: NDArray[np.float64], west: float) -> NDArray[np.float64]:
+    """The part of a ring between `west` and 360 degrees east of it.
+
+    I. E. Sutherland and G. W. Hodgman, "Reentrant Polygon Clipping", Communications of the ACM 17, 1974.
+    """
+    for edge, side in ((west, 1.0), (west + 360.0, -1.0)):
         if not len(ring):
             break
-        inside = side * ring[:, 1] >= -180.0
+        inside = side * ring[:, 1] >= side * edge
         kept: list[NDArray[np.float64]] = []
         for i, point in enumerate(ring):
             before = ring[i - 1]
             if inside[i] != inside[i - 1]:
-                part = (-180.0 * side - before[1]) / (point[1] - before[1])
-                kept.append(np.array([before[0] + part * (point[0] - before[0]), -180.0 * side]))
+                part = (edge - before[1]) / (point[1] - before[1])
+                kept.append(np.array([before[0] + part * (point[0] - before[0]), edge]))
             if inside[i]:
                 kept.append(point)
         ring = np.array(kept).reshape(-1, 2)
@@ -168,7 +183,7 @@ def _mask() -> NDArray[np.bool_]:
     """Land as (rows, columns) bool, north at the top, cells of `_CELL_DEG`."""
     image = Image.new("L", (round(360 / _CELL_DEG), round(180 / _CELL_DEG)))
     draw = ImageDraw.Draw(image)
-    for polygon in _polygons():
+    for polygon in _polygons(-180.0):
         # Pillow's coordinates name centres of pixels, hence the half.
         x = (polygon[:, 1] + 180.0) / _CELL_DEG - 0.5
         y = (90.0 - polygon[:, 0]) / _CELL_DEG - 0.5

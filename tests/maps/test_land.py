@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoinfer.geodesy import destination, from_unit_vectors
-from trainer.world import is_land, land_polygons, land_share
+from geoinfer.maps import is_land, land_polygons, land_share
 
 # Well inland, since the outlines are true to some 20 km only.
 LAND = {
@@ -147,3 +147,26 @@ def test_both_names_of_the_antimeridian_agree():
     east, west = (np.column_stack([latitude, np.full_like(latitude, side)]) for side in (180.0, -180.0))
     assert land_share(east) == pytest.approx(land_share(west), abs=1e-9)
     assert (is_land(east) == is_land(west)).all()
+
+
+def area(polygon):
+    """In square degrees of the map (the shoelace formula)."""
+    y, x = polygon.T
+    return 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
+
+
+@pytest.mark.parametrize("west", [-360.0, -180.0, -33.3, 0.0, 12.25, 180.0])
+def test_polygons_of_a_map_that_begins_elsewhere(west):
+    polygons = land_polygons(west)
+    longitudes = np.concatenate([polygon[:, 1] for polygon in polygons])
+    assert longitudes.min() >= west
+    assert longitudes.max() <= west + 360.0
+    # However the world is cut, there is as much land on the map.
+    assert sum(map(area, polygons)) == pytest.approx(sum(map(area, land_polygons())), rel=1e-9)
+
+
+def test_land_across_the_antimeridian_is_whole_on_a_map_around_it():
+    inside = [polygon for polygon in land_polygons(0.0) if even_odd((66.9, 182.0), [polygon])]
+    assert len(inside) == 1
+    assert inside[0][:, 1].min() < 30.0
+    assert inside[0][:, 1].max() > 189.0
