@@ -38,6 +38,7 @@ from common import machine, save, spread
 from index_contender import SETTLED, Contender, K
 
 from geoinfer.index.flat import FlatIndex
+from geoinfer.index.manifest import INDEX_VERSION
 from geoinfer.index_kinds import KINDS
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def bench(data: index_data.Data, options: argparse.Namespace, work: Path) -> dic
             continue
         rows.append({"contender": contender, "build": build})
         rows[-1] |= {"who": contender.who, "kind": contender.kind, "title": contender.title}
-    measure(rows, data, truth.similarities, options, place)
+    measure(rows, data, truth.similarities, options, place, failed)
     for row in rows:
         contender = row.pop("contender")
         row["memory"] = command("memory", contender)
@@ -168,7 +169,7 @@ def bench(data: index_data.Data, options: argparse.Namespace, work: Path) -> dic
 def built(contender: Contender, place: Path) -> dict[str, Any]:
     """What building took; what an earlier run built and noted is taken from there."""
     note = place / f"{contender.who}-{contender.kind}.json"
-    about = {"faiss": version_of_faiss(), "target": contender.target}
+    about = {"faiss": version_of_faiss(), "format": INDEX_VERSION, "target": contender.target}
     if note.is_file():
         kept = json.loads(note.read_text())
         if kept["about"] == about:
@@ -197,11 +198,18 @@ def command(work: str, contender: Contender) -> dict[str, Any]:
 
 
 def measure(
-    rows: list[dict[str, Any]], data: index_data.Data, truth: np.ndarray, options: argparse.Namespace, place: Path
-) -> None:
-    """Fills in recall and, round by round, queries a second."""
-    with_servers = [(row, Server(row["contender"])) for row in rows]
+    rows: list[dict[str, Any]], data: index_data.Data, truth: np.ndarray, options: argparse.Namespace, place: Path,
+    failed: dict[str, str],
+) -> None:  # fmt: skip
+    """Fills in recall and, round by round, queries a second; a row that cannot be opened moves to what failed."""
+    with_servers: list[tuple[dict[str, Any], Server]] = []
     try:
+        for row in list(rows):
+            try:
+                with_servers.append((row, Server(row["contender"])))
+            except RuntimeError as error:
+                failed[row["title"]] = f"opening it: {error}"
+                rows.remove(row)
         for row, server in with_servers:
             answers = place / "answers.npy"
             server.ask(answer=str(answers), count=len(truth))  # which also warms it up

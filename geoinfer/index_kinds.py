@@ -13,6 +13,6 @@ DESCRIPTIONS: Final[dict[Kind, str]] = {
     "flat-fp16": "likewise, of embeddings in half precision: half of the disk and memory",
     "sq8": "likewise, by codes of a byte a dimension: a quarter of the memory, hardly a neighbour lost",
     "hnsw": "a graph of neighbours: quick for one query at a time, slow to build, the most memory",
-    "ivf": "lists of neighbours, of which the nearest are looked at: for a million references and more",
-    "ivf-pq": "likewise, by codes of about 64 bytes: for more references than memory",
+    "ivf": "lists of neighbours, of which the nearest are looked at: the fastest, for a million references and more",
+    "ivf-pq": "likewise, mapped, and embeddings in half precision: for more references than memory",
 }

@@ -5,8 +5,9 @@ it looks are the run-time parameters:
 
     sq8     refine              codes of one byte a dimension, all of them looked at
     hnsw    efSearch            a graph over such codes, walked with so many nodes in hand
-    ivf     nprobe              lists of such codes, the nearest so many of them looked at
-    ivf-pq  nprobe, refine      likewise, of codes of about 64 bytes; the process stays small
+    ivf     nprobe, refine      lists, the nearest so many of them looked at; codes of half a byte for two dimensions,
+                                which the processor compares many at a time
+    ivf-pq  nprobe, refine      likewise, codes of about 64 bytes, mapped; the process stays small
 
 `refine` is how many candidates are ranked for each neighbour that is asked for.
 """
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 DEFAULTS: Final[dict[str, dict[str, float]]] = {
     "sq8": {"refine": 2},
     "hnsw": {"efSearch": 256},
-    "ivf": {"nprobe": 64},
+    "ivf": {"nprobe": 64, "refine": 12},
     "ivf-pq": {"nprobe": 64, "refine": 6},
 }
 """The kinds, and their run-time parameters where nobody tuned them."""

@@ -16,7 +16,7 @@ import numpy as np
 from geoinfer.errors import DeviceError, MissingPackageError
 from geoinfer.index.base import Neighbors, check_queries
 from geoinfer.index.flat import FlatIndex, import_faiss
-from geoinfer.index.gpu_parts import MOST_FOUND, Parts, cloned_parts, flat_parts, graph_parts, is_cloned
+from geoinfer.index.gpu_parts import MOST_FOUND, Parts, cloned_parts, flat_parts, graph_parts, is_cloned, listed_parts
 from geoinfer.index.rerank import Reranker
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def gpu_count() -> int:
 def to_gpu(stored: StoredIndex, devices: Sequence[int] | None = None, *, fp16: bool = True) -> GpuIndex:
     """Lays an index on GPUs.
 
-    ivf and ivf-pq are copied, hnsw becomes a CAGRA graph where FAISS has it; flat, flat-fp16, sq8, which FAISS does not
-    search on GPUs, and hnsw without CAGRA become exact search.
+    ivf-pq is copied; ivf, whose codes are made for CPUs, keeps its lists, with the vectors themselves in them; hnsw
+    becomes a CAGRA graph where FAISS has it, else exact search, as do flat, flat-fp16 and sq8.
 
     Args:
         stored: an open index; it must stay open.
         devices: ordinals of `cuda:N`; None for all. Several share the references between them.
-        fp16: hold the vectors of exact search in float16: half the memory. The answer is the same.
+        fp16: hold vectors in float16: half the memory. Exact search answers the same.
 
     Raises:
         DeviceError: there is no such GPU, FAISS was built without GPUs, or there is no room.
@@ -69,10 +69,13 @@ def to_gpu(stored: StoredIndex, devices: Sequence[int] | None = None, *, fp16: b
     lists = getattr(stored.index, "faiss_index", None)
     parameters = getattr(stored.index, "parameters", {})
     try:
-        if manifest.kind in ("ivf", "ivf-pq") and is_cloned(lists):
+        if manifest.kind == "ivf-pq" and is_cloned(lists):
             parts = cloned_parts(faiss, lists, int(parameters["nprobe"]), chosen, what)
             refine = max(_REFINE, parameters.get("refine", 0.0))
-            return GpuIndex(stored.index, parts, refine=refine, searched_as=manifest.kind)
+            return GpuIndex(stored.index, parts, refine=refine, searched_as="ivf-pq")
+        if manifest.kind in ("ivf", "ivf-pq"):
+            parts = listed_parts(faiss, lists, vectors, int(parameters["nprobe"]), chosen, fp16=fp16, what=what)
+            return GpuIndex(stored.index, parts, refine=_REFINE, searched_as="ivf-fp16" if fp16 else "ivf")
         if manifest.kind == "hnsw" and hasattr(faiss, "GpuIndexCagra"):
             parts = graph_parts(faiss, vectors, chosen, what)
             return GpuIndex(stored.index, parts, refine=_REFINE, searched_as="cagra")
@@ -90,7 +93,7 @@ class GpuIndex:
     Searches of several threads take turns on the GPUs: FAISS's resources serve one at a time.
 
     Attributes:
-        searched_as: what the GPUs hold: `flat`, `flat-fp16`, `ivf`, `ivf-pq` or `cagra`.
+        searched_as: what the GPUs hold: `flat`, `flat-fp16`, `ivf`, `ivf-fp16`, `ivf-pq` or `cagra`.
     """
 
     def __init__(self, on_cpu: ReferenceIndex, parts: Parts, *, refine: float | None, searched_as: str) -> None:

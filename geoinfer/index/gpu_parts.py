@@ -1,8 +1,8 @@
 """What is laid on the GPUs: FAISS indexes over ranges of the references, and whether there is room for them.
 
 FAISS 1.15 searches on the GPU: flat (fp32, fp16), IVF flat, IVF with scalar quantisation, IVF-PQ of 8 bits in codes of
-some lengths; and, in builds with cuVS alone (`faiss-gpu-cuvs`, not `faiss-gpu`), the graph CAGRA. It refuses HNSW and
-flat scalar quantisation: what those kinds hold is searched flat.
+some lengths; and, in builds with cuVS alone (`faiss-gpu-cuvs`, not `faiss-gpu`), the graph CAGRA. It refuses HNSW, flat
+scalar quantisation and PQ of 4 bits ("fast scan").
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from geoinfer.index.base import Vectors
 
-_CLONED: Final = ("IndexIVFFlat", "IndexIVFScalarQuantizer", "IndexIVFPQ")
 _PQ_CODE_BYTES: Final = frozenset((1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96))
 
 MOST_FOUND: Final = 2047
@@ -35,6 +34,7 @@ _CONVERTED_BYTES: Final = 1 << 30
 _WORKING_BYTES: Final = 2 << 30
 _GRAPH_DEGREE: Final = 64
 _IVF_GROUP: Final = 32  # an inverted list is stored in groups of so many
+_GROWTH: Final = 2  # a list that rows are added to takes up to so many times its size
 
 
 @dataclass
@@ -124,13 +124,14 @@ def flat_parts(faiss: Any, vectors: Vectors, devices: Sequence[int], *, fp16: bo
 
 
 def is_cloned(index: Any) -> bool:
-    """Whether FAISS makes a copy of an index on the GPU; subclasses it knows by other names."""
-    name = type(index).__name__
-    return name in _CLONED and (name != "IndexIVFPQ" or (index.pq.nbits == 8 and index.code_size in _PQ_CODE_BYTES))
+    """Whether it is an IVF-PQ index of which FAISS makes a copy on the GPU; subclasses are others to it."""
+    return (
+        type(index).__name__ == "IndexIVFPQ" and index.pq.nbits == 8 and int(index.code_size) in _PQ_CODE_BYTES
+    )
 
 
 def cloned_parts(faiss: Any, index: Any, nprobe: int, devices: Sequence[int], what: str) -> Parts:
-    """FAISS's copy of an IVF index, its references dealt out to the GPUs in turn.
+    """FAISS's copy of an IVF-PQ index, its references dealt out to the GPUs in turn.
 
     With several GPUs FAISS makes the shares in host memory first, so the codes are there twice for that time.
 
@@ -157,6 +158,46 @@ def cloned_parts(faiss: Any, index: Any, nprobe: int, devices: Sequence[int], wh
         copy = faiss.index_cpu_to_gpu_multiple_py(resources, index, options, list(devices))
     faiss.GpuParameterSpace().set_index_parameter(copy, "nprobe", min(nprobe, index.nlist, MOST_FOUND))
     return Parts([OnDevice(resources, [Part(copy, 0)])])
+
+
+def listed_parts(
+    faiss: Any, index: Any, vectors: Vectors, nprobe: int, devices: Sequence[int], *, fp16: bool, what: str
+) -> Parts:
+    """The inverted lists of an IVF index, with the vectors themselves in them instead of its codes; equal ranges a GPU.
+
+    Args:
+        faiss: the module.
+        index: of FAISS, on the CPU: what its quantizer learned is used, and nothing else.
+        vectors: (n, d) float32 or float16.
+        nprobe: inverted lists to visit.
+        devices: ordinals.
+        fp16: whether vectors are held as float16.
+        what: is laid there, for errors.
+
+    Raises:
+        DeviceError: there is no room.
+    """
+    dim, lists = vectors.shape[1], int(index.nlist)
+    ranges = _ranges(len(vectors), len(devices))
+    for device, (start, stop) in zip(devices, ranges, strict=True):
+        _check_room(device, _GROWTH * (stop - start) * (dim * (2 if fp16 else 4) + 8) + lists * dim * 4, what)
+    kind = faiss.ScalarQuantizer.QT_fp16
+    empty: Any
+    if fp16:
+        empty = faiss.IndexIVFScalarQuantizer(index.quantizer, dim, lists, kind, faiss.METRIC_INNER_PRODUCT, False)
+    else:
+        empty = faiss.IndexIVFFlat(index.quantizer, dim, lists, faiss.METRIC_INNER_PRODUCT)
+    empty.is_trained = True  # neither form has anything to learn beyond the quantizer
+    block = max(1, _CONVERTED_BYTES // (4 * dim))
+    on_devices = []
+    for device, (start, stop) in zip(devices, ranges, strict=True):
+        resources = faiss.StandardGpuResources()
+        copy = faiss.index_cpu_to_gpu(resources, device, empty, faiss.GpuMultipleClonerOptions())
+        for first in range(start, stop, block):
+            copy.add(np.asarray(vectors[first : min(first + block, stop)], np.float32))
+        faiss.GpuParameterSpace().set_index_parameter(copy, "nprobe", min(nprobe, lists, MOST_FOUND))
+        on_devices.append(OnDevice(resources, [Part(copy, start)]))
+    return Parts(on_devices)
 
 
 def graph_parts(faiss: Any, vectors: Vectors, devices: Sequence[int], what: str) -> Parts:

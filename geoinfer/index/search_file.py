@@ -37,12 +37,14 @@ SEED: Final = 20
 _MOST_LISTS: Final = 16384
 _LEAST_IN_A_LIST: Final = 8
 # Where nobody tunes it, so many lists are looked at that they hold about as many references.
-_LOOKED_AT: Final = 20_000
+_LOOKED_AT: Final = 25_000
 # Points that k-means sees: so many a list, and no more than fit this.
 _POINTS_A_LIST: Final = 64
 _LEAST_SAMPLE: Final = 65536
 _SAMPLE_BYTES: Final = 512 << 20
 _CLUSTERING_ROUNDS: Final = 10
+# Fast scan: the sums of more parts than these lose precision.
+_MOST_SUBSPACES: Final = 256
 # Product quantiser: bytes of a code, and the least dimensions that a byte describes.
 _CODE_BYTES: Final = 64
 _LEAST_SUBSPACE: Final = 4
@@ -139,7 +141,7 @@ def extend_search(
 
 
 def open_search(path: Path, kind: Kind, vectors: Vectors, parameters: Mapping[str, float]) -> ApproximateIndex:
-    """Opens the file, mapped where FAISS can.
+    """Opens the file, mapped where FAISS can: that is, not the codes of `ivf`, which are arranged for speed.
 
     Args:
         path: of the file.
@@ -156,8 +158,8 @@ def open_search(path: Path, kind: Kind, vectors: Vectors, parameters: Mapping[st
         known = checked(kind, parameters)
     except ValueError as error:
         raise IndexFolderError(f"{path.parent / 'manifest.json'}: {error}", hint="`geoinfer index tune`") from error
-    lists = kind in ("ivf", "ivf-pq")
-    flags = faiss.IO_FLAG_MMAP if lists else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+    contiguous = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+    flags = {"ivf": 0, "ivf-pq": faiss.IO_FLAG_MMAP}.get(kind, contiguous)
     index, owner = _read(faiss, path, kind, len(vectors), int(vectors.shape[1]), flags=flags)
     return ApproximateIndex(kind, index, vectors, known, owner=owner, path=path)
 
@@ -173,6 +175,13 @@ def code_bytes(dim: int) -> int:
     return next(count for count in range(most, 0, -1) if dim % count == 0)
 
 
+def subspaces(dim: int) -> int:
+    """Parts of an embedding that get half a byte each: of two dimensions or fewer, as far as they divide evenly."""
+    parts = [count for count in range(1, min(dim, 2 * _MOST_SUBSPACES) + 1) if dim % count == 0]
+    enough = [count for count in parts if count >= min(dim / 2, _MOST_SUBSPACES)]
+    return enough[0] if enough else parts[-1]
+
+
 def _untrained(faiss: Any, kind: Kind, size: int, dim: int) -> Any:
     byte = faiss.ScalarQuantizer.QT_8bit
     if kind == "sq8":
@@ -183,15 +192,15 @@ def _untrained(faiss: Any, kind: Kind, size: int, dim: int) -> Any:
         return index
     lists, quantizer = list_count(size), faiss.IndexFlatIP(dim)
     if kind == "ivf":
-        index = faiss.IndexIVFScalarQuantizer(quantizer, dim, lists, byte, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFPQFastScan(quantizer, dim, lists, subspaces(dim), 4, faiss.METRIC_INNER_PRODUCT)
     elif kind == "ivf-pq":
         index = faiss.IndexIVFPQ(quantizer, dim, lists, code_bytes(dim), 8, faiss.METRIC_INNER_PRODUCT)
-        # Small sets are repeated until there are enough; FAISS would warn of them all the same.
-        words = index.pq.cp
-        words.min_points_per_centroid, words.max_points_per_centroid = 1, _POINTS_A_WORD
-        words.seed, words.niter = SEED, _WORD_ROUNDS
     else:
         raise ValueError(f"an index of kind {kind} has no search.faiss")
+    # Small sets are repeated until there are enough; FAISS would warn of them all the same.
+    words = index.pq.cp
+    words.min_points_per_centroid, words.max_points_per_centroid = 1, _POINTS_A_WORD
+    words.seed, words.niter = SEED, _WORD_ROUNDS
     index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, 1 << 20
     index.cp.seed, index.cp.niter = SEED, _CLUSTERING_ROUNDS
     return index
@@ -229,7 +238,9 @@ def _bulk(index: Any, kind: Kind, file: Any) -> list[tuple[int, int]]:
     """Where in the file the codes are, and a graph's links: what need not be read to open it."""
     total = file.seek(0, os.SEEK_END)
     size, dim = index.ntotal, index.d
-    if kind in ("ivf", "ivf-pq"):
+    if kind == "ivf":  # it is not mapped, but read as a whole
+        return []
+    if kind == "ivf-pq":
         return [(total - size * (index.code_size + _ID_BYTES), total)]
     codes = (total - size * dim, total)
     if kind == "sq8":
@@ -266,7 +277,7 @@ def _read(faiss: Any, path: Path, kind: Kind, size: int, dim: int, *, flags: int
     index = faiss.downcast_index(owner)
     if type(index).__name__ != _FORMS[kind][1]:
         raise IndexFolderError(f"{path}: a FAISS {type(index).__name__}; expected {_FORMS[kind][1]}", hint=_AGAIN)
-    lists = faiss.downcast_InvertedLists(index.invlists) if kind in ("ivf", "ivf-pq") else None
+    lists = faiss.downcast_InvertedLists(index.invlists) if kind == "ivf-pq" else None
     if isinstance(lists, faiss.OnDiskInvertedLists):
         # It would start as many threads in every search, to read what the system reads ahead anyway.
         lists.prefetch_nthread = 0
@@ -277,7 +288,7 @@ def _read(faiss: Any, path: Path, kind: Kind, size: int, dim: int, *, flags: int
 _FORMS: Final[dict[str, tuple[bytes, str]]] = {
     "sq8": (b"IxSQ", "IndexScalarQuantizer"),
     "hnsw": (b"IHNs", "IndexHNSWSQ"),
-    "ivf": (b"IwSq", "IndexIVFScalarQuantizer"),
+    "ivf": (b"IwPf", "IndexIVFPQFastScan"),
     "ivf-pq": (b"IwPQ", "IndexIVFPQ"),
 }
 

@@ -138,7 +138,7 @@ def tried(index: ApproximateIndex) -> list[list[dict[str, float]]]:
     least, most = (_LEAST_EF, _MOST_EF) if index.kind == "hnsw" else (1, int(index.faiss_index.nlist))
     values = sorted({int(step * 2**power) for power, step in product(range(21), _STEPS)})
     looks = [{name: float(value)} for value in values if least <= value < most] + [{name: float(most)}]
-    if index.kind == "ivf-pq":
+    if index.kind != "hnsw":
         return [[look | refine for look in looks] for refine in wide]
     return [looks]
 

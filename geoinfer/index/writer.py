@@ -17,6 +17,7 @@ from geoinfer.geocells import cell_ids
 from geoinfer.geodesy import as_coordinates
 from geoinfer.index.array_file import ArrayWriter
 from geoinfer.index.exchange import is_index, new_folder, put_in_place, recover_index
+from geoinfer.index.flat import import_faiss
 from geoinfer.index.leave_one_out import leave_one_out
 from geoinfer.index.leave_one_out_file import write_leave_one_out
 from geoinfer.index.manifest import (
@@ -93,7 +94,6 @@ class IndexWriter:
 
         Raises:
             ValueError: the scale is not above 0 and at most a million.
-            OutputError: the folder exists and may not be replaced.
         """
         self._folder = Path(os.path.realpath(folder) if overwrite else os.path.abspath(folder))
         self._shown = folder
@@ -105,31 +105,50 @@ class IndexWriter:
         self._new = new_folder(self._folder)
         self._size = 0
         self._cells: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._files: dict[str, BufferedRandom] = {}
         self._stack = contextlib.ExitStack()
         self._finished = False
 
     def __enter__(self) -> Self:
+        """Makes room for the index beside its place.
+
+        Raises:
+            OutputError: the folder exists and may not be replaced, or cannot be written.
+            MissingPackageError: FAISS is not installed.
+        """
+        import_faiss()  # better now than after all has been embedded
         with self._reported():
             recover_index(self._folder)
             check_replaceable(self._shown, overwrite=self._overwrite)
             _remove_leftovers(self._new)
             self._new.mkdir(parents=True)
-            self._stack.enter_context(undone_at_the_end(self._undo))
-            self._files = {name: (self._new / name).open("w+b") for name in sorted(DATA_FILES)}
-            self._arrays = {
-                VECTORS: self._array(
-                    VECTORS, np.float16 if self._kind in HALF_KINDS else np.float32, self._embedder.dim
-                ),
-                COORDINATES: self._array(COORDINATES, np.float64, 2),
-                DIGESTS: self._array(DIGESTS, np.uint8, 2 * _DIGEST_BYTES),
-            }
-            self._table_file = _Hashing(self._files[REFERENCES])
-            self._table = TableWriter(self._table_file)
+            try:
+                self._stack.enter_context(undone_at_the_end(self._undo))
+                self._open_files()
+            except BaseException:
+                self._end()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _open_files(self) -> None:
+        for name in sorted(DATA_FILES):
+            self._files[name] = (self._new / name).open("w+b")
+        half = self._kind in HALF_KINDS
+        self._arrays = {
+            VECTORS: self._array(VECTORS, np.float16 if half else np.float32, self._embedder.dim),
+            COORDINATES: self._array(COORDINATES, np.float64, 2),
+            DIGESTS: self._array(DIGESTS, np.uint8, 2 * _DIGEST_BYTES),
+        }
+        self._table_file = _Hashing(self._files[REFERENCES])
+        self._table = TableWriter(self._table_file)
+
+    def _end(self) -> None:
+        """Closes what is open, and removes what was written unless it is in its place."""
         if not self._finished:
             for file in self._files.values():
                 with contextlib.suppress(OSError):

@@ -46,6 +46,8 @@ class FakeFaiss(types.SimpleNamespace):
             failing=None,
         )  # fmt: skip
         self.METRIC_INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
+        self.ScalarQuantizer, self.IndexIVFFlat = faiss.ScalarQuantizer, faiss.IndexIVFFlat
+        self.IndexIVFScalarQuantizer = faiss.IndexIVFScalarQuantizer
         self.StandardGpuResources = lambda: types.SimpleNamespace(lock=threading.Lock())
         self.GpuIndexFlatConfig = lambda: types.SimpleNamespace(device=0, useFloat16=False)
         self.GpuMultipleClonerOptions = lambda: types.SimpleNamespace(shard=False, useFloat16=False)
@@ -61,19 +63,35 @@ class FakeFaiss(types.SimpleNamespace):
     def index_cpu_to_gpu(self, resources: Any, device: int, index: Any, options: Any) -> OnGpu:
         if type(index) not in (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ):
             raise RuntimeError(NOT_ON_GPU)
-        assert options.useFloat16
+        assert options.useFloat16 or not isinstance(index, faiss.IndexIVFPQ)
         assert not options.shard
-        return OnGpu(self, resources, device, faiss.clone_index(index))
+        return OnGpu(self, resources, device, share_of(index, faiss.InvertedLists.SUBSET_TYPE_ID_MOD, 1, 0))
 
     def index_cpu_to_gpu_multiple_py(self, resources: list[Any], index: Any, options: Any, gpus: list[int]) -> OnGpu:
         assert options.shard
         shards = faiss.IndexShards(index.d, False, False)
         for number in range(len(gpus)):
-            share = faiss.clone_index(index)
-            share.reset()
-            index.copy_subset_to(share, faiss.InvertedLists.SUBSET_TYPE_ID_MOD, len(gpus), number)
-            shards.add_shard(share)
+            shards.add_shard(share_of(index, faiss.InvertedLists.SUBSET_TYPE_ID_MOD, len(gpus), number))
         return OnGpu(self, resources[0], gpus[0], shards)
+
+
+def share_of(index: Any, kind: int, first: int, second: int) -> Any:
+    """Some of an IVF index's references in one of its kind; its lists may be mapped, which FAISS does not clone.
+
+    It uses the quantizer of the index, which must outlive it.
+    """
+    quantizer, shape = faiss.downcast_index(index.quantizer), (index.d, index.nlist)
+    if isinstance(index, faiss.IndexIVFPQ):
+        share = faiss.IndexIVFPQ(quantizer, *shape, index.pq.M, index.pq.nbits, index.metric_type)
+        share.pq = index.pq
+    elif isinstance(index, faiss.IndexIVFScalarQuantizer):
+        share = faiss.IndexIVFScalarQuantizer(quantizer, *shape, index.sq.qtype, index.metric_type, index.by_residual)
+        share.sq = index.sq
+    else:
+        share = faiss.IndexIVFFlat(quantizer, *shape, index.metric_type)
+    share.is_trained = True
+    index.copy_subset_to(share, kind, first, second)
+    return share
 
 
 def set_index_parameter(index: OnGpu, name: str, value: float) -> None:

@@ -14,7 +14,7 @@ from geoinfer.errors import IndexFolderError
 from geoinfer.index import approximate, search_file
 from geoinfer.index.approximate import DEFAULTS, ApproximateIndex, checked
 from geoinfer.index.exact import ExactIndex
-from geoinfer.index.search_file import build_search, code_bytes, extend_search, list_count, open_search
+from geoinfer.index.search_file import build_search, code_bytes, extend_search, list_count, open_search, subspaces
 
 faiss = pytest.importorskip("faiss")
 
@@ -23,8 +23,8 @@ HALF = ("sq8", "ivf-pq")
 ALL = {
     "sq8": {"refine": 16},
     "hnsw": {"efSearch": 2000},
-    "ivf": {"nprobe": 1000},
-    "ivf-pq": {"nprobe": 1000, "refine": 16},
+    "ivf": {"nprobe": 1000, "refine": 30},
+    "ivf-pq": {"nprobe": 1000, "refine": 30},
 }
 
 
@@ -162,6 +162,13 @@ class TestEveryKind:
                 assert found.ids.tolist() == expected.ids.tolist()
         assert capfd.readouterr() == ("", "")  # FAISS warns of few training points on the terminal
 
+    @pytest.mark.parametrize("dim", [1, 2, 3, 7, 33])
+    def test_odd_dimensions(self, kind, dim, tmp_path):
+        vectors = unit(np.random.default_rng(dim), 400, dim)
+        found = built(kind, vectors, tmp_path, ALL[kind]).search(vectors[:5], 3)
+        expected = ExactIndex(stored(kind, vectors).astype(np.float32)).search(vectors[:5], 3)
+        assert found.similarities.tobytes() == expected.similarities.tobytes()
+
     def test_nothing_but_copies(self, kind, tmp_path):
         vectors = np.tile(unit(np.random.default_rng(0), 1, 16), (600, 1))
         found = built(kind, vectors, tmp_path).search(vectors[:3], 7)
@@ -213,7 +220,7 @@ class TestFoundTooFew:
 
         vectors = unit(np.random.default_rng(0), 500, 4)
         blind = Blind()
-        index = ApproximateIndex("ivf", blind, vectors, {"nprobe": 2})
+        index = ApproximateIndex("ivf", blind, vectors, {"nprobe": 2, "refine": 1})
         queries = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], np.float32)
         found = index.search(queries, 5)
         expected = ExactIndex(vectors).search(queries, 5)
@@ -247,7 +254,7 @@ class TestParameters:
     @pytest.mark.parametrize(
         ("kind", "parameters", "message"),
         [
-            ("ivf", {"efSearch": 4}, "no parameter 'efSearch'; it has nprobe"),
+            ("ivf", {"efSearch": 4}, "no parameter 'efSearch'; it has nprobe, refine"),
             ("ivf", {"nprobe": 0}, "nprobe is 0; expected a whole number from 1"),
             ("ivf", {"nprobe": 2.5}, r"nprobe is 2\.5"),
             ("hnsw", {"efSearch": 1e9}, "efSearch is 1000000000"),
@@ -269,11 +276,13 @@ class TestParameters:
 
     def test_looking_further_finds_more(self, tmp_path):
         vectors, queries = unit(np.random.default_rng(0), 3000, 16), unit(np.random.default_rng(1), 100, 16)
-        index = built("ivf", vectors, tmp_path, {"nprobe": 1})
+        index = built("ivf", vectors, tmp_path)
         truth = ExactIndex(vectors).search(queries, 5).similarities[:, -1:]
 
         def found(nprobe):
-            return (index.with_parameters({"nprobe": nprobe}).search(queries, 5).similarities >= truth).mean()
+            return (
+                index.with_parameters({"nprobe": nprobe, "refine": 100}).search(queries, 5).similarities >= truth
+            ).mean()
 
         few, some, every = found(1), found(8), found(1000)
         assert few < some < every == 1.0
@@ -322,6 +331,13 @@ class TestBuild:
     @pytest.mark.parametrize(("size", "lists"), [(1, 1), (7, 1), (16, 2), (335, 41), (1_000_000, 4000), (10**8, 16384)])
     def test_numbers_of_lists(self, size, lists):
         assert list_count(size) == lists
+
+    @pytest.mark.parametrize(
+        ("dim", "count"),
+        [(1, 1), (2, 1), (3, 3), (7, 7), (9, 9), (16, 8), (256, 128), (384, 192), (512, 256), (768, 256), (521, 1)],
+    )
+    def test_parts_of_an_embedding(self, dim, count):
+        assert subspaces(dim) == count
 
     @pytest.mark.parametrize(
         ("dim", "count"), [(1, 1), (3, 1), (7, 1), (16, 4), (256, 64), (384, 64), (512, 64), (770, 55)]
@@ -382,6 +398,6 @@ def test_the_defaults_look_at_some_thousands(tmp_path, monkeypatch):
     monkeypatch.setattr(search_file, "_LOOKED_AT", 500)
     vectors = clustered(2, 2000, 8)
     parameters = build_search("ivf", vectors, tmp_path / "s")
-    assert parameters == {"nprobe": max(64, math.ceil(list_count(2000) / 4))}
-    assert build_search("ivf", vectors[:100], tmp_path / "s") == {"nprobe": list_count(100)}
-    assert approximate.DEFAULTS["ivf"] == {"nprobe": 64}
+    assert parameters == {"nprobe": max(64, math.ceil(list_count(2000) / 4)), "refine": 12}
+    assert build_search("ivf", vectors[:100], tmp_path / "s")["nprobe"] == list_count(100)
+    assert approximate.DEFAULTS["ivf"]["nprobe"] == 64

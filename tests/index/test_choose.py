@@ -17,13 +17,13 @@ GB = 10**9
         (250_000, 256, 8 * GB, False, "flat"),
         (250_001, 256, 8 * GB, False, "ivf"),
         (1_000_000, 256, 8 * GB, False, "ivf"),
-        (50_000_000, 256, 64 * GB, False, "ivf"),
-        (50_000_000, 256, 16 * GB, False, "ivf-pq"),
+        (50_000_000, 256, 256 * GB, False, "ivf"),
+        (50_000_000, 256, 64 * GB, False, "ivf-pq"),
         (1_000_000, 256, 400_000_000, False, "ivf-pq"),
         (100_000, 256, 8 * GB, True, "flat"),
         (1_000_000, 256, 8 * GB, True, "flat"),
         (10_000_000, 256, 64 * GB, True, "flat-fp16"),
-        (50_000_000, 256, 64 * GB, True, "ivf"),
+        (50_000_000, 256, 256 * GB, True, "ivf"),
     ],
 )
 def test_by_size_device_and_memory(size, dim, memory, gpu, kind):
@@ -39,7 +39,7 @@ def test_why():
     assert choose_kind(100_000, 256).why == "100,000 references are searched exactly in under a millisecond"
     why = choose_kind(1_000_000, 256, memory_bytes=8 * GB).why
     assert why.startswith("comparing a query with all 1,000,000 references would take about 7.68 ms")
-    assert why.endswith("and 0.264 GB of codes fit into memory")
+    assert why.endswith("and 1.1 GB of embeddings and codes fit into memory")
     assert "would crowd 0.4 GB of memory" in choose_kind(1_000_000, 256, memory_bytes=400_000_000).why
 
 

@@ -214,16 +214,20 @@ def test_what_faiss_says_becomes_a_sentence(fake: Any) -> None:
     assert str(error.value) == "the search on the GPU failed: 'a < b' failed: bad device"
 
 
-@pytest.mark.parametrize(("gpus", "what"), [(1, "IVF8,SQ8"), (1, "IVF8,Flat"), (3, "IVF8,SQ8"), (2, "IVF8,Flat")])
-def test_an_ivf_index_is_copied(fake: Any, gpus: int, what: str) -> None:
+@pytest.mark.parametrize(("gpus", "fp16"), [(1, True), (1, False), (3, True), (2, False)])
+def test_an_ivf_index_keeps_its_lists(
+    fake: Any, monkeypatch: pytest.MonkeyPatch, gpus: int, fp16: bool
+) -> None:
+    monkeypatch.setattr(gpu_parts, "_CONVERTED_BYTES", 700 * 4 * DIM)
     made = fake(gpus)
     vectors, queries = unit(3000), unit(20, 1)
-    on_cpu = ivf(vectors, what)
+    on_cpu = ivf(vectors, "IVF8,PQ8x4fs")
     lists = approximate(vectors, "ivf", on_cpu)
-    with gpu.to_gpu(stored(vectors, "ivf", lists)) as index:
-        assert (index.searched_as, index.kind, index.size, index.dim) == ("ivf", "ivf", 3000, DIM)
+    with gpu.to_gpu(stored(vectors, "ivf", lists), fp16=fp16) as index:
+        assert (index.searched_as, index.kind) == ("ivf-fp16" if fp16 else "ivf", "ivf")
+        assert (index.size, index.dim) == (3000, DIM)
         found = index.search(queries, 5)
-    assert made.searches
+    assert {device for device, _, _ in made.searches} == set(range(gpus))
     assert not lists.asked
     assert on_cpu.nprobe == 1  # it is the CPU's, which sets it per call
     # The same lists are visited: of what they hold the best, whose similarities are exact.
@@ -266,14 +270,14 @@ def test_codes_of_a_product_quantiser_are_ranked_by_the_vectors(fake: Any, gpus:
         np.testing.assert_array_equal(similarities, true)
 
 
-@pytest.mark.parametrize("what", ["IVF8,PQ8x4fs", "HNSW16", "SQ8", "IVF8,PQ5x8"])
+@pytest.mark.parametrize("what", ["HNSW16", "SQ8"])
 def test_what_faiss_has_no_gpu_code_for_is_searched_flat(fake: Any, what: str) -> None:
     made = fake()
     vectors = unit(2000)
     with pytest.raises(RuntimeError, match="not implemented on GPU"):
         made.index_cpu_to_gpu(None, 0, faiss.index_factory(DIM, "SQ8"), None)
-    kind = {"HNSW16": "hnsw", "SQ8": "sq8"}.get(what, "ivf-pq")
-    other = approximate(vectors, kind, faiss.index_factory(20 if "PQ5" in what else DIM, what))
+    kind = {"HNSW16": "hnsw", "SQ8": "sq8"}[what]
+    other = approximate(vectors, kind, faiss.index_factory(DIM, what))
     with gpu.to_gpu(stored(vectors, kind, other)) as index:
         assert (index.searched_as, index.kind) == ("flat-fp16", kind)
         assert_same(index.search(unit(5, 1), 7), ExactIndex(vectors).search(unit(5, 1), 7))
@@ -304,7 +308,7 @@ def test_an_index_from_its_folder(fake: Any, tmp_path: Path, kind: Any, gpus: in
     write_index(tmp_path / "index", vectors, references, embedder, kind=kind, calibration=LeaveOneOut.empty())
     opened = open_index(tmp_path / "index")
     with gpu.to_gpu(opened) as index:
-        assert index.searched_as == (kind if kind in ("ivf", "ivf-pq") else "flat-fp16")
+        assert index.searched_as == {"ivf": "ivf-fp16", "ivf-pq": "ivf-pq"}.get(kind, "flat-fp16")
         found = index.search(queries, 5)
     expected = ExactIndex(np.asarray(opened.index.vectors, np.float32)).search(queries, 5)
     if index.searched_as == "flat-fp16":

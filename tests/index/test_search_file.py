@@ -87,7 +87,7 @@ class TestSeal:
 
     def test_the_bulk_is_what_grows(self, files, kind):
         total, bulk = seal_and_bulk(files[kind])
-        expected = {"sq8": DIM, "ivf": DIM + 8, "ivf-pq": 2 + 8, "hnsw": DIM}[kind] * SIZE
+        expected = {"sq8": DIM, "ivf": 0, "ivf-pq": 2 + 8, "hnsw": DIM}[kind] * SIZE
         if kind == "hnsw":
             links = bulk.pop(0)
             numbers = np.frombuffer(files[kind][slice(*links)], np.int32)
@@ -118,6 +118,9 @@ class TestSeal:
         data = files[kind]
         bulk = seal_and_bulk(data)[1]
         first, after = bulk[1] if kind == "hnsw" else bulk[0]
+        if kind == "ivf":
+            assert first == after  # nothing is mapped, so all is checked
+            return
         for place in range(first, after, (after - first) // 12):
             changed = bytearray(data)
             changed[place] ^= 0xFF
@@ -130,22 +133,22 @@ class TestSeal:
 
 
 def test_ranges_that_make_no_sense(files, tmp_path):
-    data = files["ivf"]
+    data = files["ivf-pq"]
     total, bulk = seal_and_bulk(data)
     for edges in ((-5, 4, total, total), (9, 4, total, total), (bulk[0][0], total + 9, total + 9, total + 9)):
         (tmp_path / "s").write_bytes(data[:-80] + struct.pack("<8sq4q32s", b"geoinfer", total, *edges, data[-32:]))
         with pytest.raises(IndexFolderError, match="damaged at its end"):
-            open_search(tmp_path / "s", "ivf", VECTORS, {})
+            open_search(tmp_path / "s", "ivf-pq", VECTORS, {})
 
 
 def test_references_that_there_are_not(files, tmp_path):
-    data = bytearray(files["ivf"])
+    data = bytearray(files["ivf-pq"])
     after = seal_and_bulk(data)[1][0][1]
     ids = np.frombuffer(bytes(data[after - 8 : after]), np.int64)  # of the last list
     assert 0 <= ids[0] < SIZE
     data[after - 8 : after] = np.int64(10**9).tobytes()
     (tmp_path / "s").write_bytes(data)
-    opened = open_search(tmp_path / "s", "ivf", VECTORS, {"nprobe": 1000})
+    opened = open_search(tmp_path / "s", "ivf-pq", VECTORS, {"nprobe": 1000})
     with pytest.raises(IndexFolderError, match="s: names references that there are not"):
         opened.search(VECTORS, 5)
 

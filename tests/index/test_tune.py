@@ -63,13 +63,16 @@ def _hasty(monkeypatch):
     monkeypatch.setattr(tuning, "_TIMED_SECONDS", 0.0)
     monkeypatch.setattr(tuning, "_TIMED_QUERIES", 1)
     monkeypatch.setattr(tuning, "_MAX_QUERIES", 200)
+    monkeypatch.setattr(tuning, "_REFINES", (1.0, 8.0))
 
 
 class TestTried:
     def test_they_look_further_and_further(self, indexes):
         lists = indexes["ivf"].faiss_index.nlist
         assert lists == 200
-        (row,) = tried(indexes["ivf"])
+        rows = tried(indexes["ivf"])
+        assert [row[0] for row in rows] == [{"nprobe": 1, "refine": refine} for refine in (1, 2, 4, 8, 16)]
+        row = rows[0]
         values = [parameters["nprobe"] for parameters in row]
         assert values == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 200]
         (row,) = tried(indexes["hnsw"])
@@ -116,10 +119,12 @@ class TestTune:
         assert (tuned.best.recall_at[10] + tuned.report.recall_at[10]) / 2 == pytest.approx(hits)
 
     def test_where_nothing_reaches_it(self, indexes, monkeypatch):
-        monkeypatch.setattr(tuning, "tried", lambda _index: [[{"nprobe": 1}, {"nprobe": 2}]])
+        monkeypatch.setattr(
+            tuning, "tried", lambda _index: [[{"nprobe": 1, "refine": 1}, {"nprobe": 30, "refine": 10}]]
+        )
         tuned = tune(indexes["ivf"], 1.0)
         assert not tuned.reached
-        assert tuned.best.parameters == {"nprobe": 2}
+        assert tuned.best.parameters == {"nprobe": 30, "refine": 10}
 
     def test_it_stops_where_nothing_more_is_found(self, indexes, monkeypatch):
         rows = [

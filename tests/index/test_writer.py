@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import shutil
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from geoinfer.backends.base import EmbedderIdentity
 from geoinfer.bundle import write_bundle_manifest
-from geoinfer.errors import IndexFolderError, OutputError
+from geoinfer.errors import IndexFolderError, MissingPackageError, OutputError
 from geoinfer.images import Preprocessing
 from geoinfer.index import (
     Answer,
@@ -310,6 +311,24 @@ class TestWholeOrNotAtAll:
         with pytest.raises(OutputError, match="exists already"):
             write_index(path, *contents(), EMBEDDER)
         assert os.listdir(tmp_path) == ["index"]
+
+    @pytest.mark.parametrize("fault", [OSError(24, "Too many open files"), KeyboardInterrupt()])
+    def test_a_fault_before_the_first_shard(self, tmp_path, monkeypatch, fault):
+        def fail(*_args):
+            assert (tmp_path / ".index.new").is_dir()
+            raise fault
+
+        monkeypatch.setattr(writer, "ArrayWriter", fail)
+        with pytest.raises(KeyboardInterrupt if isinstance(fault, KeyboardInterrupt) else OutputError):
+            write_index(tmp_path / "index", *contents(), EMBEDDER)
+        assert os.listdir(tmp_path) == []
+        undo_unfinished()
+
+    def test_without_faiss_nothing_is_begun(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "faiss", None)
+        with pytest.raises(MissingPackageError), IndexWriter(tmp_path / "i", EMBEDDER):
+            pytest.fail("embedded in vain")
+        assert os.listdir(tmp_path) == []
 
     def test_missing_parents_are_made(self, tmp_path):
         write_index(tmp_path / "a" / "b" / "index", *contents(), EMBEDDER)
