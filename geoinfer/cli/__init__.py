@@ -47,7 +47,7 @@ def _root(
 app.command("predict", short_help="Locate photos.")(predict.predict)
 app.command("info", short_help="Say what a bundle or an ONNX model is.")(info.info)
 app.command("doctor", short_help="Say what is installed, what clashes and what is missing.")(doctor.doctor)
-app.add_typer(index.app, name="index")
+app.add_typer(index.app, name="index", short_help="Build, tune and look at reference indexes.")
 app.add_typer(engine.app, name="engine")
 
 

@@ -185,11 +185,14 @@ def device_line(console: Console, embedder: Embedder) -> None:
 
 
 def index_device_line(console: Console, device: IndexDevice) -> None:
-    """Where the index is searched, and why; said even when quiet where a GPU was chosen and could not be used."""
+    """Where the index is searched, and why; said even when quiet where a GPU was chosen and could not be used.
+
+    Where there is no GPU, and where the user said, there is nothing to tell.
+    """
     line = f"index on: {device.name} ({device.reason})"
     if device.fell_back:
         say(line)
-    else:
+    elif device.chosen:
         console.say(line)
 
 

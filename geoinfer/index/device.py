@@ -28,11 +28,13 @@ class IndexDevice:
         name: `cpu` or `cuda`.
         reason: a clause that says why.
         fell_back: whether a GPU was chosen and could not be used.
+        chosen: whether there was anything to choose, so that it is worth a line.
     """
 
     name: str
     reason: str
     fell_back: bool = False
+    chosen: bool = True
 
 
 def check_index_device(wanted: str) -> None:
@@ -54,13 +56,13 @@ def index_on(stored: StoredIndex, wanted: str) -> tuple[StoredIndex, IndexDevice
     """
     check_index_device(wanted)
     if wanted == "cpu":
-        return stored, IndexDevice("cpu", "as asked")
+        return stored, IndexDevice("cpu", "as asked", chosen=False)
     from geoinfer.index.gpu import gpu_count, to_gpu
 
     if wanted == "cuda":
         return dataclasses.replace(stored, index=to_gpu(stored)), IndexDevice("cuda", "as asked")
     if gpu_count() == 0:
-        return stored, IndexDevice("cpu", "FAISS has no GPU to use")
+        return stored, IndexDevice("cpu", "FAISS has no GPU to use", chosen=False)
     if stored.manifest.kind not in _SCANNED:
         return stored, IndexDevice("cpu", f"an index of kind {stored.manifest.kind} is fast on it")
     if stored.manifest.size * stored.index.dim * 4 < GAINS_BYTES:

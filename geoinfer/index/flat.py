@@ -41,7 +41,8 @@ def import_faiss() -> Any:
         # measured on a million references of 256 dimensions, these were many times faster (docs/architecture.md).
         faiss.cvar.distance_compute_blas_threshold = 20
         faiss.cvar.distance_compute_blas_database_bs = 65536
-    except (ImportError, AttributeError) as error:  # the second from a package that is half there
+    except (ImportError, AttributeError, RuntimeError) as error:
+        # The second from a package that is half there, the third from faiss-gpu without NVIDIA's libraries.
         raise MissingPackageError(
             f"FAISS cannot be imported: {error}",
             hint="pip install 'geoinfer-toolkit[cpu]' (or [gpu], never both); `geoinfer doctor` tells more",

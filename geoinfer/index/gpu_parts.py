@@ -125,9 +125,7 @@ def flat_parts(faiss: Any, vectors: Vectors, devices: Sequence[int], *, fp16: bo
 
 def is_cloned(index: Any) -> bool:
     """Whether it is an IVF-PQ index of which FAISS makes a copy on the GPU; subclasses are others to it."""
-    return (
-        type(index).__name__ == "IndexIVFPQ" and index.pq.nbits == 8 and int(index.code_size) in _PQ_CODE_BYTES
-    )
+    return type(index).__name__ == "IndexIVFPQ" and index.pq.nbits == 8 and int(index.code_size) in _PQ_CODE_BYTES
 
 
 def cloned_parts(faiss: Any, index: Any, nprobe: int, devices: Sequence[int], what: str) -> Parts:

@@ -118,7 +118,7 @@ def rows_and_death(rows):
     for number, row in enumerate(rows):
         if number == 30: die()
         yield row
-predict.write_rows = lambda path, rows: write(path, rows_and_death(rows))
+predict.write_rows = lambda path, rows, **k: write(path, rows_and_death(rows), **k)
 """,
     "when the output is there and the report is not": "predict.write_error_report = die",
     "when both are there and the record is not": "predict.RunLedger.finish = die",

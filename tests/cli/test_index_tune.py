@@ -133,14 +133,14 @@ class TestNothingReachesIt:
         found = run("index", "tune", index)
         assert found.code == EXIT_FAILED_INPUTS
         assert "nothing reaches recall@10 0.99: the most is 0." in found.err
-        assert "by nprobe 24 refine 10; the index is as it was" in found.err
+        assert "by nprobe 24 refine 12; the index is as it was" in found.err
         assert everything(index) == before
 
     def test_unless_the_best_is_wanted(self, run, index):
         found = run("index", "tune", index, "--best")
         assert found.code == 0
         assert "Nothing reaches recall@10 0.99" in found.out
-        assert read_index_manifest(index).parameters == {"nprobe": 24, "refine": 10}
+        assert read_index_manifest(index).parameters == {"nprobe": 24, "refine": 12}
 
 
 @pytest.mark.parametrize("kind", ["flat", "flat-fp16"])
