@@ -34,8 +34,11 @@ _MAX_QUERIES: Final = 2000
 _STEPS: Final = (1.0, 1.5)
 _LEAST_EF, _MOST_EF = 16, 2048
 _REFINES: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
-# What finds this much is not asked to look further.
+# What finds this much is not asked to look further; nor what has reached the target a few times, or hardly finds more for
+# looking at twice as many: to look at everything takes as long as exact search.
 _ENOUGH: Final = 0.9999
+_REACHED: Final = 3
+_HARDLY_MORE: Final = 5e-4
 # A speed is measured for so long, and on so many queries at least.
 _TIMED_SECONDS: Final = 0.3
 _TIMED_QUERIES: Final = 16
@@ -105,7 +108,7 @@ def tune(
         raise ValueError("to choose by one half of the queries and to judge by the other takes two of them")
     order = np.random.default_rng(seed + 1).permutation(len(truth.queries))
     choosing, judging = truth.part(order[::2]), truth.part(order[1::2])
-    settings = _measured(index, choosing, threads, on_step)
+    settings = _measured(index, choosing, target, threads, on_step)
     settings.sort(key=lambda setting: -setting.queries_per_s[BATCHES[-1]])
     best, reached = choose(settings, target)
     report = recall_against(index.with_parameters(best.parameters), judging, KS, threads=threads)
@@ -144,12 +147,16 @@ def tried(index: ApproximateIndex) -> list[list[dict[str, float]]]:
 
 
 def _measured(
-    index: ApproximateIndex, truth: GroundTruth, threads: int, on_step: Callable[[str, float], None] | None
+    index: ApproximateIndex,
+    truth: GroundTruth,
+    target: float,
+    threads: int,
+    on_step: Callable[[str, float], None] | None,
 ) -> list[Setting]:
     rows = tried(index)
     settings = []
     for done, row in enumerate(rows):
-        before = 0.0
+        along: list[float] = []
         for step, parameters in enumerate(row):
             if on_step is not None:
                 on_step("trying settings", (done + step / len(row)) / len(rows))
@@ -157,11 +164,12 @@ def _measured(
             report = recall_against(candidate, truth, KS, threads=threads)
             speeds = {batch: _speed(candidate, truth, batch, threads) for batch in BATCHES}
             settings.append(Setting(candidate.parameters, report.recall_at, speeds))
-            found = report.recall_at[AIM]
-            # Of a product quantiser's few candidates no more come out right, however many lists it looks at.
-            if found >= _ENOUGH or (len(rows) > 1 and step > len(row) // 2 and found <= before):
+            along.append(report.recall_at[AIM])
+            if along[-1] >= _ENOUGH or sum(found >= target for found in along) >= _REACHED:
                 break
-            before = found
+            # Of a product quantiser's few candidates no more come out right, however many lists it looks at.
+            if len(rows) > 1 and step > max(1, len(row) // 4) and along[-1] - along[-3] < _HARDLY_MORE:
+                break
     if on_step is not None:
         on_step("trying settings", 1.0)
     return settings
