@@ -34,8 +34,8 @@ _MAX_QUERIES: Final = 2000
 _STEPS: Final = (1.0, 1.5)
 _LEAST_EF, _MOST_EF = 16, 2048
 _REFINES: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
-# What finds this much is not asked to look further; nor what has reached the target a few times, or hardly finds more for
-# looking at twice as many: to look at everything takes as long as exact search.
+# What finds this much is not asked to look further; nor what has reached the target a few times, or hardly finds more
+# for looking at twice as many: to look at everything takes as long as exact search.
 _ENOUGH: Final = 0.9999
 _REACHED: Final = 3
 _HARDLY_MORE: Final = 5e-4
