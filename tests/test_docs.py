@@ -53,6 +53,7 @@ def test_every_link_leads_somewhere() -> None:
         ("docs/confidence.md", {"coverage.md"}),
         ("docs/engines.md", {"embed-cpu.md"}),
         ("docs/embedders.md", {"geoclip-cpu.md"}),
+        ("docs/large-index.md", {"index.md"}),
     ],
 )
 def test_pages_show_what_the_benchmarks_printed(page: str, names: set[str]) -> None:
