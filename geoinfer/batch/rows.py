@@ -85,7 +85,7 @@ def ok_row(
         "longitude": _degrees(longitude),
         "radius_km": round(radius_km, 3),
         "score": _share(score),
-        "top1_similarity": _share(top1_similarity),
+        "top1_similarity": min(_share(top1_similarity), 1.0),
         "unlike_references": unlike_references,
         "error": "",
         "location_type": ESTIMATED,
@@ -134,7 +134,7 @@ def abstained_row(
     """The row of a photo whose score is below `--min-score`: no location, but why there is none."""
     return failed_row(path, failure) | {
         "score": _share(score),
-        "top1_similarity": _share(top1_similarity),
+        "top1_similarity": min(_share(top1_similarity), 1.0),
         "unlike_references": unlike_references,
     }
 

@@ -178,6 +178,7 @@ def _counter(run: PredictOptions) -> Callable[[], int] | None:
 
 
 def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary) -> list[str]:
+    from geoinfer.batch.rows import LOW_SCORE
     from geoinfer.cli.console import duration, error_line
 
     if summary.already_finished:
@@ -190,12 +191,13 @@ def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary)
         f"Located {summary.ok} of {summary.inputs} photos in {duration(summary.seconds)} "
         f"({summary.images_per_second:.1f} photos/s); {summary.error} errors, {summary.skipped} skipped."
     ]
-    if geolocator.min_score is not None:
+    if geolocator.min_score is not None and summary.abstained:
         lines.append(f"  {summary.abstained} skipped for a score below {geolocator.min_score:g}.")
+    failures = summary.failures | ({LOW_SCORE: summary.abstained} if summary.abstained else {})
     if summary.resumed:
         lines.append(f"  {summary.resumed} of them had been done by an earlier run.")
     lines.append(f"  locations: {run.output}")
-    lines.append(f"  errors:    {error_line(run.errors, summary.failures)}")
+    lines.append(f"  errors:    {error_line(run.errors, failures)}")
     if not geolocator.calibrated:
         why = geolocator.why_not_calibrated
         lines.append(

@@ -47,6 +47,8 @@ LARGEST_PARAMETER: Final = 1_000_000
 
 # Candidates beyond the k asked for: codes of a byte misorder the last few.
 _SPARE: Final = 16
+# Fewer neighbours are looked for among as many candidates as these: what settings are tuned for.
+_LEAST_RANKED: Final = 10
 # Asked for more than this part of the references, FAISS is no faster than comparing with all.
 _EXACT_SHARE: Final = 0.25
 _WIDER: Final = 8
@@ -131,7 +133,7 @@ class ApproximateIndex:
         """See `ReferenceIndex.search`."""
         check_queries(queries, self.dim, k)
         k = min(k, self.size)
-        found = max(k + _SPARE, math.ceil(k * self._parameters.get("refine", 1)))
+        found = max(k + _SPARE, math.ceil(max(k, _LEAST_RANKED) * self._parameters.get("refine", 1)))
         if found > self.size * _EXACT_SHARE:
             return self._compared_with_all(queries, k, threads)
         result = Neighbors(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))

@@ -13,6 +13,8 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
+from geoinfer.bundle import is_bundle
+from geoinfer.errors import OutputError
 from geoinfer.integrity import sync_folder
 from geoinfer.lock import OutputLock
 
@@ -35,6 +37,15 @@ def replaced_folder(folder: Path) -> Path:
 def index_lock(folder: Path) -> OutputLock:
     """The lock that whoever writes or changes an index holds."""
     return OutputLock(folder.with_name(f".{folder.name}.lock"), folder)
+
+
+def check_no_bundle(folder: Path) -> None:
+    """Raises OutputError for an index inside a bundle, whose manifest would no longer fit."""
+    if is_bundle(folder.parent):
+        raise OutputError(
+            f"{folder}: belongs to the bundle {folder.parent}, which says what its files are, so it is not changed",
+            hint="copy the index and change the copy; `python -m export bundle` makes a bundle of it",
+        )
 
 
 def put_in_place(folder: Path) -> None:

@@ -89,6 +89,14 @@ class IndexManifest:
         return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
     @property
+    def of_photos(self) -> bool:
+        """Whether the references are photos, which have relatives and can stand in for queries.
+
+        Those of an index with a scale are not: a tower of their own embedded them, as GeoCLIP's does places.
+        """
+        return self.logit_scale is None
+
+    @property
     def leave_one_out(self) -> str:
         """Name of the file that calibration learns from."""
         return next(name for name in self.files if LEAVE_ONE_OUT.fullmatch(name))

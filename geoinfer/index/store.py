@@ -27,7 +27,7 @@ from geoinfer.errors import GeoInferError, IndexFolderError, OutputError
 from geoinfer.geodesy import as_coordinates
 from geoinfer.index.array_file import open_array
 from geoinfer.index.base import References
-from geoinfer.index.exchange import index_lock
+from geoinfer.index.exchange import check_no_bundle, index_lock
 from geoinfer.index.flat import FlatIndex
 from geoinfer.index.leave_one_out_file import read_leave_one_out, write_leave_one_out
 from geoinfer.index.manifest import (
@@ -171,6 +171,7 @@ def update_index(
         OutputError: it cannot be written, or another process is writing it.
     """
     folder = Path(os.path.abspath(folder))
+    check_no_bundle(folder)
     try:
         with index_lock(folder):
             manifest = read_index_manifest(folder)

@@ -16,7 +16,7 @@ from geoinfer.errors import GeoInferError, OutputError
 from geoinfer.geocells import cell_ids
 from geoinfer.geodesy import as_coordinates
 from geoinfer.index.array_file import ArrayWriter
-from geoinfer.index.exchange import is_index, new_folder, put_in_place, recover_index
+from geoinfer.index.exchange import check_no_bundle, is_index, new_folder, put_in_place, recover_index
 from geoinfer.index.flat import import_faiss
 from geoinfer.index.leave_one_out import leave_one_out
 from geoinfer.index.leave_one_out_file import write_leave_one_out
@@ -333,6 +333,7 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{folder}: exists already", hint="choose another --output, or --overwrite to replace it")
     if not is_index(folder):
         raise OutputError(f"{folder}: exists and is not an index, so it is not overwritten")
+    check_no_bundle(folder)
     others = _others(folder)
     if others:
         raise OutputError(

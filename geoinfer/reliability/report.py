@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -155,10 +156,16 @@ def risk_lines(risk: RiskCoverage) -> list[str]:
     for share in _SHARES:
         point = int(np.searchsorted(risk.shares, share - 1e-9))
         lines.append(
-            f"| {risk.shares[point]:.0%} | {risk.limits[point]:.3f} | {5000 * risk.scored.geoscore[point]:,.0f} | "
+            f"| {risk.shares[point]:.0%} | {_kept_from(float(risk.limits[point]))} | "
+            f"{5000 * risk.scored.geoscore[point]:,.0f} | "
             f"{risk.scored.median_km[point]:,.0f} km | {risk.random.median_km[point]:,.0f} km |"
         )
     return lines
+
+
+def _kept_from(limit: float) -> str:
+    """A score as `--min-score` takes it: rounded down, so that the photo that has it stays."""
+    return f"{math.floor(limit * 1e6) / 1e6:.6f}"
 
 
 def _csv(header: list[str], rows: list[list[Any]]) -> str:

@@ -24,6 +24,8 @@ NUMBERED: Final = "taken together "
 """How a sequence's name begins that was only numbered, by times in EXIF: it says nothing outside its own collection."""
 
 _SPARE: Final = 64
+# Of unit vectors: those of a photo and its copy differ by rounding, also in float16.
+_SAME_EMBEDDING: Final = 1 - 1e-5
 _WIDE: Final = 4096
 _BATCH: Final = 128
 
@@ -34,19 +36,22 @@ def find_neighbors(
     embeddings: NDArray[np.float32],
     photos: References,
     *,
+    of_photos: bool = True,
     threads: int = 0,
 ) -> LeaveOneOut:
     """Searches for labelled photos, some of which may be references themselves.
 
     Left out are files of the same bytes or of the same name, near-duplicates by perceptual hash, photos of the same
     sequence, photos of the sequence of such a relative, and, where of neither a sequence is known, photos within 100 m:
-    the rules of `geoinfer.index.leave_one_out`. References that are no photos have no relatives.
+    the rules of `geoinfer.index.leave_one_out`. Of a reference without a file (a ready embedding) no bytes are known:
+    one with the photo's own embedding counts as the photo. References that are no photos have no relatives.
 
     Args:
         index: of all references.
         references: in the order of the index.
         embeddings: (m, dim) float32, unit rows.
         photos: the m labelled photos.
+        of_photos: whether the references are photos, see `IndexManifest`.
         threads: CPU threads to search with; 0 for all cores.
 
     Returns:
@@ -60,7 +65,9 @@ def find_neighbors(
 
     def find(rows: NDArray[np.int64], count: int) -> None:
         found = index.search(embeddings[rows], min(count, size), threads=threads)
-        excluded = relatives.excluded(rows, found.ids)
+        excluded = np.zeros(found.ids.shape, bool)
+        if of_photos:
+            excluded = relatives.excluded(rows, found.ids, found.similarities)
         # A stable sort of false before true keeps the order of those that stay.
         kept = np.argsort(excluded, axis=1, kind="stable")[:, :columns]
         gone = np.take_along_axis(excluded, kept, axis=1)
@@ -85,22 +92,23 @@ class _Relatives:
         self._references = references
         self._photos = photos
 
-    def excluded(self, rows: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(m, c) bool for candidates (m, c) of photos (m,)."""
+    def excluded(
+        self, rows: NDArray[np.int64], candidates: NDArray[np.int64], similarities: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        """(m, c) bool for candidates (m, c), so similar, of photos (m,)."""
         references, photos = self._references, self._photos
         own = rows[:, None]
         known, where = np.unique(candidates, return_inverse=True)
         where = where.reshape(candidates.shape)
         digests, hashes = references.content_sha256[known], references.perceptual_hashes[known]
-        is_photo: NDArray[np.bool_] = np.asarray(digests.any(axis=1))[where]
+        in_file = np.asarray(digests.any(axis=1))[where]  # zeros stand for a reference without a file
         names, own_names = _numbered([references.ids[i] for i in known], [photos.ids[i] for i in rows])
-        result: NDArray[np.bool_] = is_photo & (
-            (names[where] == own_names[:, None])
-            | (digests[where] == photos.content_sha256[own]).all(axis=-1)
-            | (hash_distances(hashes[where], photos.perceptual_hashes[own]) <= NEAR_DUPLICATE_BITS)
+        alike = (digests[where] == photos.content_sha256[own]).all(axis=-1) | (
+            hash_distances(hashes[where], photos.perceptual_hashes[own]) <= NEAR_DUPLICATE_BITS
         )
-        if not is_photo.any():
-            return result
+        result: NDArray[np.bool_] = (names[where] == own_names[:, None]) | np.where(
+            in_file, alike, similarities >= _SAME_EMBEDDING
+        )
         theirs = [references.sequences[i] if references.sequences else "" for i in known]
         mine = [photos.sequences[i] if photos.sequences else "" for i in rows]
         # A number that was given to an occasion among the references says nothing of one among these photos.
@@ -109,9 +117,8 @@ class _Relatives:
         in_sequence = np.array([bool(name) for name in theirs])
         near = haversine_km(references.coordinates[known][where], photos.coordinates[own]) <= SAME_SPOT_KM
         alone = np.array([not name for name in mine])[:, None]
-        result |= is_photo & (
-            (in_sequence[where] & (sequences[where] == own_sequences[:, None])) | (alone & ~in_sequence[where] & near)
-        )
+        result |= in_sequence[where] & (sequences[where] == own_sequences[:, None])
+        result |= alone & ~in_sequence[where] & near
         for row in np.flatnonzero((result & in_sequence[where]).any(axis=1)).tolist():
             related = sequences[where[row, result[row] & in_sequence[where[row]]]]
             result[row] |= in_sequence[where[row]] & np.isin(sequences[where[row]], related)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MAX_PHOTOS: Final = 4000
 """More photos than these would take long and change little; so many of them are drawn, with a fixed seed."""
 
+LEAST_CALIBRATING: Final = 200
+"""So many photos may replace a calibration on more; on fewer, radii vary by several percent of coverage."""
+
 _SEED: Final = 0
 
 
@@ -58,6 +61,7 @@ def tune(
     by: str,
     current: Answer,
     *,
+    already: int = 0,
     grid: Grid,
     objective: Objective,
     on_progress: Callable[[float], None] | None = None,
@@ -71,6 +75,7 @@ def tune(
         groups: (m,) of each photo; no group is in both parts.
         by: what they are grouped by, for a message.
         current: how the index answers now.
+        already: how many photos the index is calibrated on now.
         grid: what to try.
         objective: what is best.
         on_progress: is told the share that is done.
@@ -92,7 +97,9 @@ def tune(
     tried = sweep(photos, coordinates, ways, beside=beside, on_progress=on_progress, threads=threads)
     choice = choose(tried, groups, choosing, objective, current, DEFAULT_ANSWER)
     judging = taken(photos, np.flatnonzero(~choosing))
-    usable = calibrate(judging, coordinates, choice.winner.answer).usable
+    # A calibration on few photos is right on average and far off for one index: it replaces only a smaller one.
+    usable = len(judging.rows) >= min(LEAST_CALIBRATING, already)
+    usable = usable and calibrate(judging, coordinates, choice.winner.answer).usable
     return Tuned(tried, choosing, choice, judging, groups[~choosing], usable)
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from geoinfer.answer import DEFAULT_ANSWER, Answer
-from geoinfer.index import References, open_index, read_index_manifest, write_index
+from geoinfer.index import LeaveOneOut, References, open_index, read_index_manifest, update_index, write_index
 
 SMALL = ("--k", "1,3,10", "--temperatures", "0.05,0.2", "--bandwidths-km", "200", "--device", "cpu")
 COUNT, LABELLED = 160, 60
@@ -92,14 +92,25 @@ def test_labelled_photos_tune_the_index(run, world, index, here):
     assert after.manifest.answer == Answer.from_dict(values["best"]["answer"])
     assert after.manifest.fingerprint != ""
     assert after.manifest.size == before.size
-    # Calibrated on the 30 photos that chose nothing: outside the index, at their true places.
+    # 30 photos are no calibration to take the place of one on all 160 references.
+    assert values["calibrated_on"] is None
+    assert len(after.leave_one_out.rows) == 160
+    assert (after.leave_one_out.rows >= 0).all()
+
+
+def test_an_index_that_was_calibrated_on_nothing_learns_from_the_judges(run, world, index, here):
+    update_index(index, calibration=LeaveOneOut.empty())
+    done = run("index", "tune-answer", index, "--labels", world.labels, "--engine", world.model, "--force", *SMALL)
+    assert done.code == 0, done.err
+    after = open_index(index)
+    # The 30 photos that chose nothing: outside the index, at their true places.
     assert len(after.leave_one_out.rows) == 30
     assert (after.leave_one_out.rows == -1).all()
     with world.labels.open(newline="") as file:
         truth = {(float(row["latitude"]), float(row["longitude"])): row["sequence"] for row in csv.DictReader(file)}
     sequences = [truth[tuple(place)] for place in after.leave_one_out.places.tolist()]
     assert all(sequences.count(name) == 2 for name in sequences)  # no walk is split
-    report = here / "index.tuning"
+    report = index.parent / "index.tuning"
     assert {"tuning.csv", "tuning.md", "best_k.png", "best_k.svg"} <= {path.name for path in report.iterdir()}
     assert "The index now answers so" in (report / "tuning.md").read_text()
     # Predictions are made so from now on.
@@ -187,7 +198,7 @@ def test_an_index_of_places_wants_labels(run, here, tiny):
     places = References(
         ["a", "b", "c"], np.asarray(stored.references.coordinates), [""] * 3, [""] * 3, nothing, nothing
     )
-    write_index(here / "places", np.asarray(stored.index.vectors), places, stored.manifest.embedder)
+    write_index(here / "places", np.asarray(stored.index.vectors), places, stored.manifest.embedder, logit_scale=10.0)
     done = run("index", "tune-answer", here / "places")
     assert done.code == 2
     assert "its references are places and no photos" in done.err

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from geoinfer.backends.base import EmbedderIdentity
+from geoinfer.bundle import SHIPPED, open_bundle
 from geoinfer.errors import GeoInferError, IndexFolderError, InputError, OutputError
 from geoinfer.images import Preprocessing
 from geoinfer.index import (
@@ -31,6 +32,7 @@ from geoinfer.index import (
     update_index,
     write_index,
 )
+from geoinfer.index.writer import check_replaceable
 
 FILES = ("coordinates.npy", "digests.npy", "leave_one_out.npz", "references.arrow", "vectors.npy")
 N, DIM = 40, 8
@@ -794,3 +796,14 @@ class TestUpdate:
         with index_lock(folder), pytest.raises(OutputError, match=f"process {os.getpid()} is writing it"):
             update_index(folder, answer=None)
         assert read_index_manifest(folder).answer is None
+
+
+def test_an_index_inside_a_bundle_is_not_changed(tmp_path: Path) -> None:
+    """The bundle's manifest lists its files, and would refuse the bundle from then on."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(SHIPPED, bundle)
+    with pytest.raises(OutputError, match="belongs to the bundle"):
+        update_index(bundle / "index", answer=Answer(3, "top1"))
+    with pytest.raises(OutputError, match="belongs to the bundle"):
+        check_replaceable(bundle / "index", overwrite=True)
+    assert open_bundle(bundle, verify=True).name

@@ -32,9 +32,9 @@ def vectors():
     return unit(np.random.default_rng(0).normal(size=(COUNT, 16)))
 
 
-def found(vectors, references, mine):
+def found(vectors, references, mine, *, of_photos=True):
     """The references that each photo is located by, a set; photo i is the picture of reference i."""
-    held_out = find_neighbors(ExactIndex(vectors), references, vectors[: len(mine)], mine)
+    held_out = find_neighbors(ExactIndex(vectors), references, vectors[: len(mine)], mine, of_photos=of_photos)
     assert held_out.rows.tolist() == [-1] * len(mine)
     assert np.array_equal(held_out.places, mine.coordinates)
     return [set(row[row >= 0].tolist()) for row in held_out.ids]
@@ -78,7 +78,20 @@ def test_references_that_are_no_photos_are_no_relatives(vectors):
     mine = photos(2, 2, perceptual_hashes=nothing[:2], sequences=())
     mine.coordinates[0] = references.coordinates[0]
     mine.ids[1] = references.ids[1]
-    assert found(vectors, references, mine) == [EVERYTHING, EVERYTHING]
+    assert found(vectors, references, mine, of_photos=False) == [EVERYTHING, EVERYTHING]
+
+
+def test_ready_embeddings_have_names_places_and_sequences_but_no_files(vectors):
+    nothing = np.zeros((COUNT, 32), np.uint8)
+    sequences = ["", "", "drive", "drive", "", "", "", ""]
+    references = photos(COUNT, 1, content_sha256=nothing, perceptual_hashes=nothing, sequences=sequences)
+    mine = photos(4, 2, perceptual_hashes=nothing[:4], sequences=["", "", "drive", ""])
+    mine.coordinates[0] = references.coordinates[5]
+    mine.ids[1] = references.ids[6]
+    # Photo i has the embedding of reference i, and is that photo, whatever it is called.
+    assert found(vectors, references, mine) == [
+        EVERYTHING - {0, 5}, EVERYTHING - {1, 6}, EVERYTHING - {2, 3}, EVERYTHING - {2, 3}
+    ]  # fmt: skip
 
 
 def test_a_long_sequence_is_searched_past():

@@ -11,6 +11,9 @@ import typer
 from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK, UsageError
 from geoinfer.index_kinds import AUTO, KINDS
 
+_LITTLE_RECALL = 0.95
+"""An index that finds fewer of the ten nearest gets a hint."""
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -93,6 +96,9 @@ def summary_lines(run: BuildOptions, summary: BuildSummary, engine: Path | None)
     lines = [f"  index:  {run.output} ({summary.kind}, {summary.size} references)"]
     if summary.recall is not None:
         lines.append(f"  recall: {recall_words(summary.recall)}")
+        found = summary.recall.get("recall_at")
+        if isinstance(found, dict) and float(found.get("10", 1)) < _LITTLE_RECALL:
+            lines.append(f"  It misses neighbours: geoinfer index tune {run.output}, or --kind flat")
     lines.append(f"  errors: {error_line(run.errors, summary.failures)}")
     if summary.median_error_km is not None:
         lines.append(

@@ -155,7 +155,10 @@ def _new(
                     workers=workers, observer=console,
                 )  # fmt: skip
                 console.writing()
-                held_out = find_neighbors(stored.index, stored.references, photos.embeddings, photos.references)
+                held_out = find_neighbors(
+                    stored.index, stored.references, photos.embeddings, photos.references,
+                    of_photos=stored.manifest.of_photos,
+                )  # fmt: skip
         answer = geolocator.answer
     if photos.failures:
         say("left out: " + ", ".join(f"{count} {code}" for code, count in photos.failures.items()))
@@ -167,7 +170,8 @@ def _new(
     result = reliability_on_new(learnt, held_out, coordinates, answer, groups, regions=regions)
     how = (
         f"{len(result.judged):,} photos of {labels.name}, answered by the index {folder.resolve().name} with "
-        f"{answer.as_options()}; no answer is made of relatives of its photo, and none was calibrated on."
+        f"{answer.as_options()}; no answer is made of relatives of its photo. "
+        "Photos that the index was calibrated or tuned on would look better than new ones."
     )
     return result, how, regions is not None
 

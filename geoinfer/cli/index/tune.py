@@ -95,7 +95,7 @@ def tune(
         }
         answer(json.dumps(values, indent=2))
     elif not quiet:
-        for line in _lines(tuned, table, outcome):
+        for line in _lines(tuned, table, outcome, target_recall):
             answer(line)
     if not tuned.reached and not stores:
         say(f"geoinfer: {outcome}")
@@ -147,7 +147,7 @@ def _words(setting: Setting) -> str:
     return " ".join(f"{name} {value:g}" for name, value in setting.parameters.items())
 
 
-def _lines(tuned: Tuned, table: list[dict[str, Any]], outcome: str) -> list[str]:
+def _lines(tuned: Tuned, table: list[dict[str, Any]], outcome: str, target: float) -> list[str]:
     """The settings that no other beats, the fastest first; the chosen one is marked."""
     report = tuned.report
     of = "references, each left out of its own answers" if report.left_out else "given queries"
@@ -172,11 +172,12 @@ def _lines(tuned: Tuned, table: list[dict[str, Any]], outcome: str) -> list[str]
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
+    short = "; less than the target: aim higher to be on the safe side" if report.recall_at[10] < target else ""
     shares = ", ".join(f"recall@{k} {value:.4f}" for k, value in report.recall_at.items())
     return [
         *lines,
         f"{len(tuned.settings)} settings were tried; bytes a reference: {table[0]['memory_bytes_per_reference']:g} "
         f"searched, {table[0]['disk_bytes_per_reference']:g} on the disk",
         f"{outcome[0].upper()}{outcome[1:]}.",
-        f"On {report.queries:,} other {of}: {shares}.",
+        f"On {report.queries:,} other {of}: {shares}{short}.",
     ]

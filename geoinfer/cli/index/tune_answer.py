@@ -89,7 +89,8 @@ def tune_answer(
 
     Every method is tried with every k, temperature and bandwidth. Half of the photos choose; the other half, which
     shares no sequence, source or geocell with it, says how good the choice is. The index keeps the winner if it is
-    better there than what it did before, and is then calibrated on the half that chose nothing.
+    surely better there than what it did before (its 95% interval says so), and is then calibrated on the half that
+    chose nothing, if that is enough.
     """
     from geoinfer.answer import DEFAULT_ANSWER
     from geoinfer.cli.console import answer, say
@@ -128,7 +129,8 @@ def tune_answer(
     with _Progress(quiet=quiet) as progress:
         tuned = tune(
             held_out, stored.references.coordinates, groups, by, current,
-            grid=grid, objective=goal, on_progress=progress.report, threads=worker_count,
+            already=len(stored.leave_one_out.rows), grid=grid, objective=goal, on_progress=progress.report,
+            threads=worker_count,
         )  # fmt: skip
     choice = tuned.choice
     stores, outcome = _outcome(tuned, dry_run=dry_run, force=force, own=labels is None)
@@ -161,7 +163,7 @@ def _own(folder: Path) -> tuple[StoredIndex, LeaveOneOut, References | None]:
 
     stored = open_index(folder)
     # Afresh, as what is stored may be of other photos, or of some of them only.
-    if not stored.references.content_sha256[:1000].any():
+    if not stored.manifest.of_photos:
         raise UsageError(
             f"{folder}: its references are places and no photos, so they cannot be located by one another",
             hint="give validation photos: --labels",
@@ -200,7 +202,12 @@ def _new(
             console.writing()
             console.say(f"searching for {len(photos.embeddings)} photos among {stored.index.size} references")
             held_out = find_neighbors(
-                stored.index, stored.references, photos.embeddings, photos.references, threads=workers
+                stored.index,
+                stored.references,
+                photos.embeddings,
+                photos.references,
+                of_photos=stored.manifest.of_photos,
+                threads=workers,
             )
     if photos.failures:
         say("left out: " + ", ".join(f"{count} {code}" for code, count in photos.failures.items()))
@@ -234,14 +241,14 @@ def _outcome(tuned: Tuned, *, dry_run: bool, force: bool, own: bool) -> tuple[bo
         return False, "Nothing was stored: a dry run."
     if choice.same:
         return False, "Nothing was stored."
-    if not choice.better and not force:
+    if not choice.sure and not force:
         return False, "Nothing was stored; --force would store the best all the same."
     kind = "references" if own else "photos"
     count = len(tuned.judging.rows)
     calibrated = (
         f"and is calibrated on the {count:,} {kind} that chose nothing"
         if tuned.calibrates
-        else f"and keeps its calibration, as the {count:,} {kind} that chose nothing are too few for one"
+        else f"and keeps the photos of its calibration, as the {count:,} {kind} that chose nothing are too few for one"
     )
     return True, f"The index now answers so, {calibrated}."
 
