@@ -3,9 +3,9 @@
 Measured on two cores, a million clustered references of 256 dimensions, ten neighbours: exact search answers 120-200
 queries a second in batches of 256, and its time grows with references times dimensions. Up to a quarter of a million
 such references that is under two milliseconds a query, less than it takes to decode the photo, so nothing approximate
-is worth its loss. Beyond, `ivf` answers 50 times as many at recall@10 0.99, from codes of 72 bytes a reference; it
+is worth its loss. Beyond, `ivf` answers 25 times as many at recall@10 0.99, from codes of 72 bytes a reference; it
 ranks by the stored vectors, which should fit into memory, too. Where they do not, `ivf-pq` takes half of the disk and
-maps its codes; it answers a fifth as many as `ivf`.
+maps its codes; it answers a quarter as many as `ivf`.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ class TestConfidence:
         assert outcome.code == 0
         assert "0 errors, 4 skipped." in outcome.out
         assert f"  4 skipped for a score below {limit:g}." in outcome.out
-        assert "errors:    predictions.errors.csv (none)" in outcome.out
+        assert "errors:    predictions.errors.csv (4 low_score)" in outcome.out
         summary = json.loads(Path("s.json").read_bytes())
         assert (summary["ok"], summary["skipped"], summary["abstained"], summary["error"]) == (6, 4, 4, 0)
         assert (summary["min_score"], summary["failures"]) == (limit, {})

@@ -281,7 +281,7 @@ class TestParameters:
 
         def found(nprobe):
             return (
-                index.with_parameters({"nprobe": nprobe, "refine": 100}).search(queries, 5).similarities >= truth
+                index.with_parameters({"nprobe": nprobe, "refine": 50}).search(queries, 5).similarities >= truth
             ).mean()
 
         few, some, every = found(1), found(8), found(1000)
