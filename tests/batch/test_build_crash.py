@@ -106,11 +106,17 @@ def kill_and_resume(kit, labels, output, seed, kills) -> int:
             process.wait(timeout=chance.random() * 0.3)
         met += alive and process.poll() is None
         kit.kill(process)
-        if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 1, process.returncode
+        if process.returncode == 1:
             return met
+        if process.returncode != -signal.SIGKILL:
+            break
     done = kit.run(command, *arguments(labels, output))
-    assert done.returncode == 1, done.stderr
+    if done.returncode == 2:
+        # The last kill came when all was done, while the process wound up: the index that is there is the whole one.
+        assert "idx: exists already" in done.stderr
+        assert met
+    else:
+        assert done.returncode == 1, done.stderr
     return met
 
 
