@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CPU := .[cpu,heic]
 DEV := .[cpu,heic,places,report,dev]
-EXPORT := .[cpu,heic,places,report,dev,train,export,rtx]
+EXPORT := .[cpu,heic,places,report,dev,train,export,rtx,browser]
 GPU := .[gpu,heic,places,report,dev,train,export,rtx]
 # The flavour whose libraries come from NVIDIA's own index. ONNX Runtime's TensorRT provider needs 10.
 TENSORRT_10 := tensorrt>=10.7,<11
@@ -22,7 +22,7 @@ define install
 	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -e "$(1)" $(if $(2),"$(2)"); fi
 endef
 
-.PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check gpu-tests bench bench-training toy-world bundle clean
+.PHONY: help demo setup setup-dev setup-export check test test-slow unit gpu-check gpu-tests bench bench-training toy-world bundle demo-report clean
 
 help:
 	@echo "make demo       set up $(VENV) with the cpu extra and locate examples/photos"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench      the pipeline benchmark"
 	@echo "make bench-training  training beside a plain loop; make toy-world  the recipes on the toy world"
 	@echo "make bundle     make the shipped bundle again, PHOTOS=folder with photos.csv"
+	@echo "make demo-report  measure the shipped bundle on such photos into docs/demo-report"
 
 demo: setup
 	$(BIN)/geoinfer predict examples/photos --output demo.csv --restart
@@ -99,6 +100,14 @@ toy-world: setup-export
 bundle: setup-export
 	@test -n "$(PHOTOS)" || { echo "say make bundle PHOTOS=folder with photos.csv"; exit 2; }
 	$(BIN)/python -m export demo-bundle --photos "$(PHOTOS)"
+
+# No thumbnails: not all of the photos may be passed on. From within the folder: paths in the report say nothing of it.
+demo-report: setup-dev
+	@test -n "$(PHOTOS)" || { echo "say make demo-report PHOTOS=folder with photos.csv"; exit 2; }
+	cd "$(PHOTOS)" && "$(abspath $(BIN))/geoinfer" evaluate photos.csv --hold-out source --device cpu --force \
+		--name "demonstration bundle, leave-one-source-out" --thumbnails 0 --no-svg \
+		--notice "A demonstration of the report, not of what geoinfer can do: the shipped bundle's model never learnt about places, and its index holds a few hundred holiday photos of two sources. Each photo is answered by the other source alone." \
+		--out "$(CURDIR)/docs/demo-report"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build demo.*

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from geoinfer.answer import DEFAULT_ANSWER, GEOSCORE_SCALE_KM
+from geoinfer.answer import DEFAULT_ANSWER
 from geoinfer.backends import EmbedderIdentity, open_embedder
 from geoinfer.backends.onnx_runtime import model_metadata
 from geoinfer.bundle import BUNDLE_FORMAT, MANIFEST_NAME, Bundle, open_bundle, write_bundle_manifest
@@ -26,6 +26,7 @@ from geoinfer.images import Preprocessing
 from geoinfer.index import open_index, read_index_manifest
 from geoinfer.integrity import sync_file, sync_folder, temporary_name
 from geoinfer.lock import OutputLock
+from geoinfer.metrics import OSV5M, RADII_KM, accuracy_percent, geoscores
 from geoinfer.unfinished import undone_at_the_end
 
 if TYPE_CHECKING:
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
 MODEL: Final = "model.onnx"
 INDEX: Final = "index"
 ATTRIBUTION: Final = "ATTRIBUTION.md"
-RADII_KM: Final = (1, 25, 200, 750, 2500)
-"""Those of OpenStreetView-5M: street, city, region, country, continent."""
-
-_MOST_POINTS: Final = 5000.0  # of the GeoScore
 _MOST_SOURCES: Final = (
     1000  # lines of ATTRIBUTION.md; where nearly every photo has its own, the table is the better list
 )
@@ -202,8 +199,8 @@ def leave_one_out_figures(stored: StoredIndex) -> dict[str, Any] | None:
         **answer.as_dict(),
         "median_km": round(float(np.median(errors_km)), 1),
         "mean_km": round(float(errors_km.mean()), 1),
-        "within_percent": {str(radius): round(float((errors_km < radius).mean()) * 100, 1) for radius in RADII_KM},
-        "geoscore": round(float(np.exp(-errors_km / GEOSCORE_SCALE_KM).mean()) * _MOST_POINTS),
+        "within_percent": {str(radius): round(accuracy_percent(errors_km, radius, OSV5M), 1) for radius in RADII_KM},
+        "geoscore": round(float(geoscores(errors_km, OSV5M).mean())),
     }
 
 

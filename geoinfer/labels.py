@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from geoinfer.columns import coordinate_columns, normalised
 from geoinfer.errors import ImageError, InputError, LabelsError
 from geoinfer.images.discover import IMAGE_SUFFIXES
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _LATITUDE: Final = ("latitude", "lat", "gpslatitude", "gps_latitude")
 _LONGITUDE: Final = ("longitude", "lon", "lng", "long", "gpslongitude", "gps_longitude")
-_NAME: Final = (
+NAME_COLUMNS: Final = (
     "path",
     "file",
     "filename",
@@ -38,11 +39,21 @@ _NAME: Final = (
     "id",
     "key",
     "name",
+    "image_id",
+    "image_name",
+    "img",
+    "img_path",
+    "photo",
+    "photo_id",
 )
+"""Columns that name a photo, the one that counts first; spelt as `geoinfer.columns.normalised` does."""
 _SOURCE: Final = ("source",)
 _ATTRIBUTION: Final = ("attribution", "licence", "license")
 _SEQUENCE: Final = ("sequence", "sequence_id")
 _COUNTRY: Final = ("country", "country_code", "unique_country")
+_REGION: Final = ("region", "unique_region")
+_SUB_REGION: Final = ("sub_region", "subregion", "unique_sub_region")
+_CITY: Final = ("city", "unique_city")
 _LOCATION_TYPE: Final = ("location_type",)
 
 _LONGEST_HEADER: Final = 1 << 20
@@ -60,9 +71,13 @@ class Label:
         source: where the photo comes from; may be empty.
         attribution: licence and author; may be empty.
         sequence: the drive or walk that it belongs to; may be empty.
-        country: as the CSV writes it; `NA` is Namibia. May be empty.
+        country: as the CSV writes it; `NA` is Namibia. May be empty, as the next three may.
+        region: the country's larger part.
+        sub_region: the region's part.
+        city: nearest or own.
         line: of the CSV that the row ends in.
         written: latitude and longitude as the columns have them, possible or not; NaN where there is no number.
+        extra: the cells of the further columns that `read_labels` was asked for, in their order.
         problem: why this row cannot be used.
     """
 
@@ -74,8 +89,12 @@ class Label:
     attribution: str = ""
     sequence: str = ""
     country: str = ""
+    region: str = ""
+    sub_region: str = ""
+    city: str = ""
     line: int = 0
     written: tuple[float, float] = (math.nan, math.nan)
+    extra: tuple[str, ...] = ()
     problem: ImageError | None = None
 
 
@@ -125,7 +144,8 @@ def open_labels(path: Path, images: Path | None = None) -> LabelsFile:
     except csv.Error as error:
         raise LabelsError(f"{path}: not a CSV: {error}") from error
     positions = column_positions(path, header)
-    return LabelsFile(path, images or path.parent, _layout(header), positions, delimiter, tuple(header))
+    layout = _layout(header) if header[positions["latitude"]].lower() in _LATITUDE else "CSV"
+    return LabelsFile(path, images or path.parent, layout, positions, delimiter, tuple(header))
 
 
 def column_positions(path: Path, header: Sequence[str]) -> dict[str, int]:
@@ -133,25 +153,32 @@ def column_positions(path: Path, header: Sequence[str]) -> dict[str, int]:
 
     Args:
         path: the table, for the message.
-        header: names of its columns.
+        header: names of its columns. Where some are said to be true (`true_latitude`, `gt_lat`), as in tables that hold
+            predictions too, they are the latitude and the longitude.
 
     Raises:
         LabelsError: one that is needed is missing; the message names what was looked for and what is there.
     """
     positions: dict[str, int] = {}
-    present = {
-        column.strip().lower().replace(" ", "_"): position for position, column in reversed([*enumerate(header)])
-    }
+    present = {normalised(column): position for position, column in reversed([*enumerate(header)])}
+    true = next((pair for pair in coordinate_columns(header) if pair.meaning == "true"), None)
+    if true is not None:
+        positions |= {"latitude": true.latitude, "longitude": true.longitude}
     for role, names in (
-        ("name", _NAME),
+        ("name", NAME_COLUMNS),
         ("latitude", _LATITUDE),
         ("longitude", _LONGITUDE),
         ("source", _SOURCE),
         ("attribution", _ATTRIBUTION),
         ("sequence", _SEQUENCE),
         ("country", _COUNTRY),
+        ("region", _REGION),
+        ("sub_region", _SUB_REGION),
+        ("city", _CITY),
         ("location_type", _LOCATION_TYPE),
     ):
+        if role in positions or (role == "location_type" and true is not None):  # it speaks of the predictions
+            continue
         found = next((present[name] for name in names if name in present), None)
         if found is not None:
             positions[role] = found
@@ -164,13 +191,38 @@ def column_positions(path: Path, header: Sequence[str]) -> dict[str, int]:
     return positions
 
 
-def read_labels(labels: LabelsFile, locate: Locator | None = None) -> Iterator[Label]:
+def other_columns(labels: LabelsFile, columns: Sequence[str]) -> tuple[int, ...]:
+    """Where the columns of these names are, for `read_labels`.
+
+    Args:
+        labels: from `open_labels`.
+        columns: names as the CSV has them, or else but for case, spaces and hyphens.
+
+    Raises:
+        LabelsError: there is no such column; the message names those that are there.
+    """
+    alike = {normalised(name): at for at, name in reversed([*enumerate(labels.header)])}
+    exactly = {name: at for at, name in reversed([*enumerate(labels.header)])}
+    found = []
+    for column in columns:
+        position = exactly.get(column, alike.get(normalised(column)))
+        if position is None:
+            raise LabelsError(
+                f"{labels.path}: there is no column {column!r}; the file has {', '.join(labels.header)}",
+                hint="name one of them",
+            )
+        found.append(position)
+    return tuple(found)
+
+
+def read_labels(labels: LabelsFile, locate: Locator | None = None, *, others: Sequence[int] = ()) -> Iterator[Label]:
     """Yields the rows in their order. A row that cannot be used has a `problem`, and costs nothing else.
 
     Args:
         labels: from `open_labels`.
         locate: finds a photo by the name that the CSV gives it: its path, and why it cannot be used. If left out,
             photos are files below the images' folder.
+        others: positions of further columns to read, from `other_columns`.
 
     Raises:
         LabelsError: while iterating: the file is not UTF-8, or is no CSV, from some line on.
@@ -192,7 +244,7 @@ def read_labels(labels: LabelsFile, locate: Locator | None = None) -> Iterator[L
                 name = cells["name"].strip()
                 path, problem = locate(name)
                 texts = cells["latitude"].strip(), cells["longitude"].strip()
-                written = _number(texts[0], labels.delimiter), _number(texts[1], labels.delimiter)
+                written = as_number(texts[0], labels.delimiter), as_number(texts[1], labels.delimiter)
                 latitude, longitude = written
                 # Written so that NaN, which compares false with everything, counts as bad.
                 if not (abs(latitude) <= 90.0 and abs(longitude) <= 180.0):
@@ -211,8 +263,12 @@ def read_labels(labels: LabelsFile, locate: Locator | None = None) -> Iterator[L
                     attribution=cells.get("attribution", ""),
                     sequence=cells.get("sequence", ""),
                     country=cells.get("country", ""),
+                    region=cells.get("region", ""),
+                    sub_region=cells.get("sub_region", ""),
+                    city=cells.get("city", ""),
                     line=lines,
                     written=written,
+                    extra=tuple(row[other] if other < len(row) else "" for other in others),
                     problem=problem,
                 )
     except UnicodeDecodeError as error:
@@ -238,7 +294,8 @@ def _layout(header: list[str]) -> str:
     return "CSV"
 
 
-def _number(text: str, delimiter: str) -> float:
+def as_number(text: str, delimiter: str) -> float:
+    """What a cell says, NaN if it is no number; `delimiter` separates the cells."""
     if delimiter != ",":  # spreadsheets write decimal commas where a comma does not separate
         text = text.replace(",", ".")
     try:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoinfer.errors import ImageError, InputError, LabelsError
-from geoinfer.labels import Label, LabelsFile, count_rows, open_labels, read_labels
+from geoinfer.labels import Label, LabelsFile, count_rows, open_labels, other_columns, read_labels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -375,3 +375,27 @@ def test_photos_are_found_by_whoever_is_asked(tmp_path: Path) -> None:
     assert asked == ["a", "b", "c"]
     assert [label.path for label in labels] == [b"archive.zip/a", b"archive.zip/b", b"archive.zip/c"]
     assert [label.problem and label.problem.code for label in labels] == [None, "odd", "bad_coordinates"]
+
+
+def test_places_of_osv5m(tmp_path: Path) -> None:
+    header = "id,latitude,longitude,country,region,sub-region,city,unique_country,unique_region,unique_city"
+    (label,) = read(tmp_path, f"{header}\n1,2,3,NA,Khomas,Windhoek Rural,Windhoek,NA,Khomas_NA,Windhoek_NA\n")
+    assert (label.country, label.region, label.sub_region, label.city) == ("NA", "Khomas", "Windhoek Rural", "Windhoek")
+    (label,) = read(tmp_path, "id,latitude,longitude,unique_sub-region,unique_city\n1,2,3,S,C\n")
+    assert (label.country, label.region, label.sub_region, label.city) == ("", "", "S", "C")
+
+
+def test_further_columns(tmp_path: Path) -> None:
+    labels = open_labels(write(tmp_path, "path,lat,lon,Season,land-cover\na.jpg,1,2,winter,4\nb.jpg,1,2\n"))
+    others = other_columns(labels, ["land_cover", "Season", "lat"])
+    assert [label.extra for label in read_labels(labels, others=others)] == [("4", "winter", "1"), ("", "", "1")]
+    with pytest.raises(LabelsError, match=r"no column 'weather'; the file has path, lat, lon, Season, land-cover"):
+        other_columns(labels, ["weather"])
+
+
+def test_what_is_said_to_be_true_counts_before_what_is_plain(tmp_path: Path) -> None:
+    # A report's own errors.csv, and predictions that somebody wrote the truth beside.
+    text = "id,true_latitude,true_longitude,latitude,longitude,location_type\na,1,2,3,4,estimated\n"
+    assert simple(read(tmp_path, text)) == [("a", 1.0, 2.0)]
+    assert simple(read(tmp_path, "id,pred_lat,pred_lon,lat,lon\na,1,2,3,4\n")) == [("a", 3.0, 4.0)]
+    assert simple(read(tmp_path, "id,gt_lng,gt_lat\na,1,2\n")) == [("a", 2.0, 1.0)]

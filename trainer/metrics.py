@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from geoinfer.errors import InterruptedRunError
 from geoinfer.integrity import atomic_file
+from geoinfer.metrics import RADII_KM as ALL_RADII_KM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-RADII_KM: Final = (25, 200, 750, 2500)
+RADII_KM: Final = ALL_RADII_KM[1:]
+"""Without the street's: those of the founding paper."""
+
 STEP, EPOCH = "step", "epoch"
 
 _BEFORE: Final = ("event", "stage", "epoch", "step", "loss")

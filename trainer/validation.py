@@ -13,6 +13,7 @@ from geoinfer.answer import Answer
 from geoinfer.errors import UsageError
 from geoinfer.geodesy import from_unit_vectors, haversine_km
 from geoinfer.index.flat import FlatIndex
+from geoinfer.metrics import OSV5M, accuracy_percent, geoscores
 from trainer.batches import drawn, make_batches
 from trainer.data.loader import BatchLoader
 from trainer.devices import from_all_ranks
@@ -56,8 +57,8 @@ class GeolocationErrors:
         """The columns of `metrics.csv`: accuracies in percent, `d < r` and GeoScore as OSV-5M defines them."""
         d = self.distances_km
         row: dict[str, Any] = {"best_k": self.k, "median_km": self.median_km, "mean_km": float(d.mean())}
-        row |= {f"accuracy_{radius}_km": float(100 * (d < radius).mean()) for radius in RADII_KM}
-        return row | {"geoscore": float((5000 * np.exp(-d / 1492.7)).mean())}
+        row |= {f"accuracy_{radius}_km": accuracy_percent(d, radius, OSV5M) for radius in RADII_KM}
+        return row | {"geoscore": float(geoscores(d, OSV5M).mean())}
 
 
 class Validator:

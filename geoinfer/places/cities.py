@@ -27,16 +27,18 @@ class Cities:
         names: of the cities.
         regions: of the countries' largest subdivisions; may be empty strings.
         country_codes: two capital letters each.
+        sub_regions: of the regions' own subdivisions (a county, a department); may be empty strings.
     """
 
     coordinates: NDArray[np.float64]
     names: Sequence[str]
     regions: Sequence[str]
     country_codes: Sequence[str]
+    sub_regions: Sequence[str]
 
 
 def read_cities(path: Path) -> Cities:
-    """Reads a gzipped JSON list of objects with country_code, city, latitude, longitude and, of most, state.
+    """Reads a gzipped JSON list of objects with country_code, city, latitude, longitude and, of most, state and county.
 
     Raises:
         OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, zlib.error: there is no such file, or it is
@@ -53,8 +55,9 @@ def read_cities(path: Path) -> Cities:
         [row["city"] for row in rows],
         [row.get("state", "") for row in rows],
         [row["country_code"] for row in rows],
+        [row.get("county", "") for row in rows],
     )
-    for texts in (cities.names, cities.regions, cities.country_codes):
+    for texts in (cities.names, cities.regions, cities.country_codes, cities.sub_regions):
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a name in it is no text")
     return cities

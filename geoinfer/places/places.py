@@ -118,13 +118,18 @@ class Places:
     def names(self, coordinates: ArrayLike) -> list[Place]:
         """What each point's surroundings are called; arguments and errors as for `nearest`."""
         rows, distances = self.nearest(coordinates)
-        cities = self._cities
+        cities, countries = self._cities, _countries()
         found = []
         for row, distance in zip(rows.tolist(), distances.tolist(), strict=True):
             code = cities.country_codes[row]
-            name, continent = country_name(code), continent_of(code)
+            name, continent = countries.get(code, (code, ""))
             found.append(Place(name, code, continent, cities.regions[row], cities.names[row], distance))
         return found
+
+    def sub_regions(self, coordinates: ArrayLike) -> list[str]:
+        """The county or department of each point's nearest city, where it has one; arguments as for `nearest`."""
+        rows, _ = self.nearest(coordinates)
+        return [self._cities.sub_regions[row] for row in rows.tolist()]
 
     def count(self, coordinates: ArrayLike) -> dict[str, int]:
         """How many of the points lie in each country, by code, most first; arguments and errors as for `nearest`."""
@@ -142,6 +147,11 @@ def country_name(code: str) -> str:
 def continent_of(code: str) -> str:
     """One of `CONTINENTS`; empty where the country is not known."""
     return _countries().get(code, ("", ""))[1]
+
+
+def country_codes() -> dict[str, str]:
+    """Every country's code to its common English name."""
+    return {code: name for code, (name, _) in _countries().items()}
 
 
 @functools.cache

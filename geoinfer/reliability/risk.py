@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from geoinfer.answer import GEOSCORE_SCALE_KM
+from geoinfer.metrics import MOST_POINTS, OSV5M, geoscores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +68,7 @@ def risk_coverage(scores: NDArray[np.float64], errors_km: NDArray[np.float64]) -
     """
     count = len(errors_km)
     kept = np.unique(np.ceil(np.linspace(1 / _POINTS, 1, _POINTS) * count - 1e-9).astype(np.int64))
-    geoscore = np.exp(-errors_km / GEOSCORE_SCALE_KM)
+    geoscore = geoscores(errors_km, OSV5M) / MOST_POINTS
     order = np.argsort(-scores, kind="stable")
     everyone = Curve(
         np.full(len(kept), np.median(errors_km)), np.full(len(kept), geoscore.mean()), float(geoscore.mean())

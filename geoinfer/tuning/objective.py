@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from geoinfer.answer import GEOSCORE_SCALE_KM
 from geoinfer.errors import UsageError
+from geoinfer.metrics import OSV5M, geoscores, within
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_MOST_POINTS: Final = 5000
-
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A figure over many errors.
+    """A figure over many errors, by OSV-5M's definitions.
 
     Attributes:
         name: `median` or `mean` error, `geoscore`, or `acc@R`: the share of errors below R km.
@@ -66,8 +64,8 @@ class Objective:
         if self.name == "mean":
             return np.asarray(errors_km.mean(axis=-1))
         if self.name == "geoscore":
-            return np.asarray(_MOST_POINTS * np.exp(-errors_km / GEOSCORE_SCALE_KM).mean(axis=-1))
-        return np.asarray(100.0 * (errors_km < self.radius_km).mean(axis=-1))
+            return np.asarray(geoscores(errors_km, OSV5M).mean(axis=-1))
+        return np.asarray(100.0 * within(errors_km, self.radius_km, OSV5M).mean(axis=-1))
 
     def costs(self, errors_km: NDArray[np.float64]) -> NDArray[np.float64]:
         """As `values`, but smaller is always better."""

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoinfer.errors import InputError, MissingPackageError
-from geoinfer.places import CONTINENTS, Place, Places, continent_of, country_name
+from geoinfer.places import CONTINENTS, Place, Places, continent_of, country_codes, country_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,6 +66,17 @@ def test_what_a_place_says(places: Places) -> None:
     (place,) = places.names([(48.853, 2.349)])
     assert place == Place("France", "FR", "Europe", "Île-de-France", "Paris", place.city_km)
     assert 0 <= place.city_km < 1
+
+
+def test_sub_regions(places: Places) -> None:
+    # Springfield, Missouri, lies in Greene County; Monaco has no such thing.
+    assert places.sub_regions([(37.2153, -93.2982), (43.737, 7.421)]) == ["Greene County", ""]
+    assert places.sub_regions(np.empty((0, 2))) == []
+
+
+def test_codes_of_all_countries() -> None:
+    codes = country_codes()
+    assert (codes["NA"], codes["XK"], len(codes)) == ("Namibia", "Kosovo", len(set(codes.values())))
 
 
 def test_across_the_antimeridian(places: Places) -> None:

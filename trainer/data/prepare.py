@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from geoinfer.errors import ImageError, InputError, LabelsError, OutputError, UsageError
+from geoinfer.evaluate.coordinate_checks import look_swapped
 from geoinfer.geocells import MAX_LEVEL, leaf_cells
 from geoinfer.images import Preprocessing
 from geoinfer.integrity import atomic_file
-from geoinfer.maps import is_land
 from trainer.data.examples import SPLITS, Column, Examples, check_output
 from trainer.data.gather import Columns, Dropped, Gathered
 from trainer.data.report import DropReason, PreparationReport, describe_cells, measure_leak
@@ -41,18 +41,6 @@ if TYPE_CHECKING:
 DROPPED: Final = "dropped.csv"
 _ROWS_AT_ONCE: Final = 1 << 16
 _TEST: Final = SPLITS.index("test")
-
-# Swapped columns: so few rows say nothing; so many of a sample are looked at; what share must then be possible places
-# on land as exchanged, and how much smaller the share must be as they stand. On the shared photos, all or those of
-# Europe or America alone, 0.90 to 0.98 are on land as they are and 0.59 to 0.65 exchanged: much of Europe falls on
-# Arabia.
-_FEWEST_ROWS: Final = 50
-_SAMPLED_ROWS: Final = 20_000
-_LAND_EXCHANGED: Final = 0.75
-_LAND_RATIO: Final = 0.8
-# Or, whatever the map says: so many rows are out of range, and so many of them not if exchanged.
-_OUT_OF_RANGE: Final = 0.2
-_MENDED: Final = 0.9
 
 
 def prepare(
@@ -194,34 +182,17 @@ def _check_arguments(split: str, validation: float, test: float, level: int, see
 
 def _check_swapped(found: PhotoSource, written: NDArray[np.float64]) -> None:
     """Raises LabelsError if most rows make more sense with latitude and longitude exchanged."""
-    rows = written[np.isfinite(written).all(axis=1)]
-    if len(rows) < _FEWEST_ROWS:
-        return
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED_ROWS)).astype(np.int64)]
-    possible, exchanged = _possible(rows), _possible(rows[:, ::-1])
-    as_given, as_exchanged = _land_share(rows, possible), _land_share(rows[:, ::-1], exchanged)
-    outside = ~possible
-    by_range = outside.mean() >= _OUT_OF_RANGE and exchanged[outside].mean() >= _MENDED and as_exchanged >= as_given
-    by_land = as_exchanged >= _LAND_EXCHANGED and as_given <= _LAND_RATIO * as_exchanged
-    if not (by_range or by_land):
+    shares = look_swapped(written)
+    if shares is None:
         return
     labels = found.tables[0].labels
     latitude, longitude = (labels.header[labels.positions[role]] for role in ("latitude", "longitude"))
     raise LabelsError(
-        f"{labels.path}: the columns {latitude!r} and {longitude!r} look swapped: {as_given:.0%} of the rows are "
-        f"possible places on land as they stand, {as_exchanged:.0%} the other way round",
+        f"{labels.path}: the columns {latitude!r} and {longitude!r} look swapped: {shares.as_given:.0%} of the rows "
+        f"are possible places on land as they stand, {shares.exchanged:.0%} the other way round",
         hint=f"exchange {latitude!r} and {longitude!r} in the first line; if they are right, "
         "python -m trainer prepare --assume-order takes them as they are",
     )
-
-
-def _possible(pairs: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return (np.abs(pairs[:, 0]) <= 90.0) & (np.abs(pairs[:, 1]) <= 180.0)
-
-
-def _land_share(pairs: NDArray[np.float64], possible: NDArray[np.bool_]) -> float:
-    """Share of all rows that are possible and on land."""
-    return float(np.count_nonzero(is_land(pairs[possible]))) / len(pairs)
 
 
 def _verify(gathered: Gathered, dropped: list[Dropped], threads: int, tell: Callable[[str, int], None]) -> Gathered:
