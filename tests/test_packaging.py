@@ -45,7 +45,12 @@ def test_the_wheel_holds_the_runtime_alone(wheel: zipfile.ZipFile) -> None:
     }
     assert "geoinfer/py.typed" in wanted
     assert "geoinfer/bundles/demo/model.onnx" in wanted
-    assert {"geoinfer/maps/land-110m.json", "geoinfer/places/countries.csv"} <= wanted
+    assert {
+        "geoinfer/maps/land-110m.json",
+        "geoinfer/maps/countries-50m.json",
+        "geoinfer/places/countries.csv",
+    } <= wanted
+    assert {"geoinfer/evaluate/page/page.html", "geoinfer/evaluate/page/page.css"} <= wanted
     metadata = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     licences = {f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE.md", "geoinfer/NOTICE.md"}
     assert set(wheel.namelist()) == wanted | metadata | licences

@@ -1,6 +1,6 @@
 """From a path on a disk to the pixels that a model sees: discover, read, decode, orient, resize."""
 
-from geoinfer.images.decode import decode_pixels, load_pixels, oriented_size, pixels_from_array
+from geoinfer.images.decode import decode_pixels, decode_whole, load_pixels, oriented_size, pixels_from_array
 from geoinfer.images.discover import Source, check_sources, discover
 from geoinfer.images.exif import PhotoMetadata, read_metadata
 from geoinfer.images.preprocessing import Preprocessing
@@ -12,6 +12,7 @@ __all__ = [
     "Source",
     "check_sources",
     "decode_pixels",
+    "decode_whole",
     "discover",
     "load_pixels",
     "oriented_size",

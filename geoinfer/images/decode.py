@@ -27,14 +27,13 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from geoinfer.errors import ImageError
+from geoinfer.images.preprocessing import Preprocessing
 from geoinfer.images.read import raw_problem, read_image_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
-
-    from geoinfer.images.preprocessing import Preprocessing
 
 MAX_PIXELS: Final = 178_956_970
 """A picture of more pixels is refused before it is decoded; it is the limit at which Pillow itself speaks of a bomb."""
@@ -112,9 +111,30 @@ def decode_pixels(data: bytes, kind: str, preprocessing: Preprocessing) -> NDArr
         ImageError: stage `decode` with code `truncated`, `corrupt`, `too_many_pixels`, `heic_support_missing` or
             `unsupported_variant`.
     """
+    return _decode(data, kind, preprocessing)
+
+
+def decode_whole(data: bytes, kind: str, longest: int) -> NDArray[np.uint8]:
+    """Decodes and orients a photo's bytes and makes it small, as a person looks at it: nothing is cut or squashed.
+
+    Args:
+        data: the whole file.
+        kind: its format, as `geoinfer.images.read.sniff` names it.
+        longest: neither side of the result is longer, in pixels; a smaller photo stays as it is.
+
+    Returns:
+        (height, width, 3) uint8, RGB.
+
+    Raises:
+        ImageError: as `decode_pixels`.
+    """
+    return _decode(data, kind, Preprocessing(size=longest, resize="squash"), keep_shape=True)
+
+
+def _decode(data: bytes, kind: str, preprocessing: Preprocessing, *, keep_shape: bool = False) -> NDArray[np.uint8]:
     try:
         if kind == "jpeg":
-            decoded = _decode_jpeg(data, preprocessing)
+            decoded = _decode_jpeg(data, preprocessing, keep_shape=keep_shape)
             if decoded is not None:
                 return decoded
         image = open_lazily(data, kind)
@@ -124,7 +144,7 @@ def decode_pixels(data: bytes, kind: str, preprocessing: Preprocessing) -> NDArr
             raise _damaged(error, data, kind) from error
         # Asked between the two: loading a TIFF turns it upright, and converting may drop what carries the orientation.
         orientation = _orientation(image)
-        return _resize(_to_rgb(image, data, kind), orientation, preprocessing)
+        return _resize(_to_rgb(image, data, kind), orientation, preprocessing, keep_shape=keep_shape)
     except ImageError as error:
         error.size_bytes = len(data)
         raise
@@ -151,7 +171,7 @@ def oriented_size(width: int, height: int, orientation: int) -> tuple[int, int]:
     return (height, width) if orientation >= 5 else (width, height)
 
 
-def _decode_jpeg(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8] | None:
+def _decode_jpeg(data: bytes, preprocessing: Preprocessing, *, keep_shape: bool) -> NDArray[np.uint8] | None:
     """By libjpeg-turbo; None for the kinds that it leaves to Pillow (CMYK, odd sampling, harmless oddities)."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -179,7 +199,14 @@ def _decode_jpeg(data: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]
         raise _damaged(error, data, "jpeg") from error
     # The scale itself, not the ratio of the sizes: those are rounded up, and the last row and column are part empty.
     scale = round(8 * array.shape[1] / width) / 8 if width >= height else round(8 * array.shape[0] / height) / 8
-    return _resize(Image.fromarray(array), orientation, preprocessing, full_size=(width, height), scale=scale)
+    return _resize(
+        Image.fromarray(array),
+        orientation,
+        preprocessing,
+        full_size=(width, height),
+        scale=scale,
+        keep_shape=keep_shape,
+    )
 
 
 def _decompress(data: bytes, min_width: int, min_height: int) -> NDArray[np.uint8]:
@@ -494,6 +521,7 @@ def _resize(
     *,
     full_size: tuple[int, int] | None = None,
     scale: float = 1.0,
+    keep_shape: bool = False,
 ) -> NDArray[np.uint8]:
     """Resizes the part that is kept, then turns the small result upright: far cheaper than turning the large one.
 
@@ -506,6 +534,7 @@ def _resize(
         preprocessing: what the model wants.
         full_size: (width, height) as stored in the file, where `image` was decoded at a smaller scale.
         scale: of `image` against the full size.
+        keep_shape: squash only until the longer side is `size`, or not at all where it is shorter already.
     """
     size = preprocessing.size
     width, height = oriented_size(*(full_size or image.size), orientation)
@@ -526,7 +555,12 @@ def _resize(
     x0, y0, x1, y1 = (edge * scale for edge in _unorient_box(box, width, height, orientation))
     # Rounding may carry an edge a hair beyond the picture, which Pillow refuses.
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(image.width)), min(y1, float(image.height)))
-    resized = image.resize((size, size), _RESAMPLING[preprocessing.interpolation], box=inside)
+    target = (size, size)
+    if keep_shape:
+        shrink = min(size / max(width, height), 1.0)
+        upright = (max(round(width * shrink), 1), max(round(height * shrink), 1))
+        target = oriented_size(*upright, orientation)
+    resized = image.resize(target, _RESAMPLING[preprocessing.interpolation], box=inside)
     if orientation in _TRANSPOSES:
         resized = resized.transpose(_TRANSPOSES[orientation])
     return np.array(resized, dtype=np.uint8)

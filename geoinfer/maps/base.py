@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
 
 from geoinfer.errors import MissingPackageError, OutputError, UsageError
 from geoinfer.geodesy import as_coordinates
 from geoinfer.integrity import atomic_file
+from geoinfer.maps.countries import border_lines, coast_lines, country_polygons
 from geoinfer.maps.land import land_polygons
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ _TITLE: Final = "Drawn by geoinfer"
 _TITLE_WITHIN: Final = 4096
 
 _SEA, _LAND, _LINES = "#f6f9fb", "#e3e1d8", "#c6c3b8"
+_BORDERS: Final = "#a9a598"
+_STEPS: Final = 1200
+"""From west to east on a map, about a pixel each: outlines need no more points than that."""
 _WIDTH_INCHES: Final = 12.0
 _SIDES_INCHES, _ABOVE_INCHES, _BELOW_INCHES = 0.6, 0.45, 0.65
 _DPI: Final = 130
@@ -89,6 +94,22 @@ def extent(coordinates: NDArray[np.float64]) -> tuple[float, float, float, float
     return _edges(coordinates)[:4]
 
 
+def world_window(coordinates: NDArray[np.float64]) -> Window:
+    """The world from 60 S to 85 N, and farther where there are points beyond.
+
+    Args:
+        coordinates: (n, 2) degrees, [latitude, longitude]; n may be 0.
+
+    Raises:
+        ValueError: as `geoinfer.geodesy.as_coordinates`.
+    """
+    south, north = -60.0, 85.0
+    for block in blocks(as_coordinates(coordinates)):
+        south = max(-90.0, min(south, float(block[:, 0].min()) - 2.0))
+        north = min(90.0, max(north, float(block[:, 0].max()) + 2.0))
+    return Window(south, -180.0, north, 180.0)
+
+
 def map_window(coordinates: NDArray[np.float64]) -> Window:
     """The part of the world that holds all points and something of what is around them.
 
@@ -101,9 +122,8 @@ def map_window(coordinates: NDArray[np.float64]) -> Window:
     Raises:
         ValueError: as `geoinfer.geodesy.as_coordinates`.
     """
-    south, west, north, east = -60.0, -180.0, 85.0, 180.0
     if not len(coordinates):
-        return Window(south, west, north, east)
+        return world_window(coordinates)
     lowest, left, highest, _, span = _edges(coordinates)
     tall = max((highest - lowest) * (1 + 2 * _MARGIN), _SMALLEST_DEG)
     wide = max(span * (1 + 2 * _MARGIN), _SMALLEST_DEG)
@@ -111,14 +131,18 @@ def map_window(coordinates: NDArray[np.float64]) -> Window:
     tall = max(tall, wide / shape)
     wide = tall * shape
     if wide >= _PARTLY_DEG:
-        return Window(max(-90.0, min(south, lowest - 2.0)), west, max(north, min(90.0, highest + 2.0)), east)
+        return world_window(np.array([[lowest, 0.0], [highest, 0.0]]))
     low = float(np.clip((lowest + highest - tall) / 2, -90.0, 90.0 - tall))
     left += (span - wide) / 2
     return Window(low, left, low + tall, left + wide)
 
 
-def base_map(window: Window) -> tuple[Any, Any]:
+def base_map(window: Window, *, borders: bool = False) -> tuple[Any, Any]:
     """A map to draw on: matplotlib's figure and axes; x is the longitude as `Window.turned` gives it, y the latitude.
+
+    Args:
+        window: what to show.
+        borders: whether to draw the borders of countries, and finer coasts with them.
 
     Raises:
         MissingPackageError: matplotlib is not installed.
@@ -140,11 +164,15 @@ def base_map(window: Window) -> tuple[Any, Any]:
     _degree_lines(axes, window)
     # The polygons are cut on the far side of the world, where a map of a part of it does not show the cut.
     cut = (window.west + window.east) / 2 - 180.0
-    axes.add_collection(
-        PolyCollection(
-            [polygon[:, ::-1] for polygon in land_polygons(cut)], facecolors=_LAND, edgecolors=_LINES, linewidths=0.5
-        )
-    )
+    if borders:
+        _countries(axes, window, cut)
+    else:
+        axes.add_collection(
+            PolyCollection(
+                [polygon[:, ::-1] for polygon in land_polygons(cut)], facecolors=_LAND, edgecolors=_LINES,
+                linewidths=0.5,
+            )
+        )  # fmt: skip
     return figure, axes
 
 
@@ -198,12 +226,33 @@ def save_map(figure: Any, path: Path) -> None:
     try:
         # An SVG names the day it was made, and its parts at random, unless told otherwise.
         metadata = {"Title": _TITLE} | ({"Date": None} if kind == "svg" else {})
-        with atomic_file(path) as file, mpl.rc_context({"svg.hashsalt": "geoinfer"}):
-            figure.savefig(file, format=kind, metadata=metadata)
+        with mpl.rc_context({"svg.hashsalt": "geoinfer"}):
+            figure.savefig(drawn := io.BytesIO(), format=kind, metadata=metadata)
+        with atomic_file(path) as file:
+            if kind == "png":
+                _write_palette(drawn, file)
+            else:
+                file.write(drawn.getbuffer())
     except OSError as error:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+
+
+def _write_palette(drawn: BinaryIO, file: BinaryIO) -> None:
+    """Writes a PNG with 256 colours, which a drawing looks the same in, at a third of the size."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    with Image.open(drawn) as image:
+        told = PngInfo()
+        for key, value in image.info.items():
+            if isinstance(value, str):
+                told.add_text(str(key), value)
+        # Not the median cut, which gives colours away that few pixels have: those of the few points that stand out.
+        # The k-means step then gives large areas their own colour back.
+        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        few.save(file, "PNG", optimize=True, pnginfo=told, dpi=image.info.get("dpi", (96, 96)))
 
 
 def blocks(coordinates: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
@@ -247,6 +296,32 @@ def _edges(coordinates: NDArray[np.float64]) -> tuple[float, float, float, float
 def _stretch(latitude: float) -> float:
     """How many degrees of longitude look as long as one of latitude; beyond 75 degrees no more than there."""
     return float(1.0 / np.cos(np.deg2rad(np.clip(latitude, -75.0, 75.0))))
+
+
+def _countries(axes: Any, window: Window, cut: float) -> None:
+    from matplotlib.collections import LineCollection, PolyCollection
+
+    polygons = [polygon for country in country_polygons(cut).values() for polygon in country]
+    # Edges of their own colour close the hairlines between neighbours, and along the antimeridian through Fiji.
+    land = PolyCollection(_seen(polygons, window, 3), facecolors=_LAND, edgecolors=_LAND, linewidths=0.3)
+    axes.add_collection(land)
+    for lines, width in ((coast_lines(cut), 0.5), (border_lines(cut), 0.5)):
+        axes.add_collection(LineCollection(_seen(lines, window, 2), colors=_BORDERS, linewidths=width, zorder=2.5))
+
+
+def _seen(lines: list[NDArray[np.float64]], window: Window, fewest: int) -> list[NDArray[np.float64]]:
+    """What a map shows of polygons or lines, as (m, 2) x and y, without points that fall on the one before."""
+    step = (window.east - window.west) / _STEPS
+    seen = []
+    for line in lines:
+        (south, west), (north, east) = line.min(axis=0), line.max(axis=0)
+        if south > window.north or north < window.south or west > window.east or east < window.west:
+            continue
+        places = np.round(line[:, ::-1] / step)
+        places = places[np.append(True, (np.diff(places, axis=0) != 0.0).any(axis=1))]
+        if len(places) >= fewest:
+            seen.append(places * step)
+    return seen
 
 
 def _degree_lines(axes: Any, window: Window) -> None:

@@ -8,14 +8,14 @@ is the only lake that is cut out.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from geoinfer.geodesy import as_coordinates
+from geoinfer.maps.topojson import outlines_of, polygons_on_map, read_topology
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -95,87 +95,15 @@ def land_share(coordinates: ArrayLike) -> NDArray[np.float64]:
 @functools.lru_cache(maxsize=4)
 def _polygons(west: float) -> tuple[NDArray[np.float64], ...]:
     """See `land_polygons`."""
-    polygons: list[NDArray[np.float64]] = []
-    for outline in _outlines():
-        for turn in (-720.0, -360.0, 0.0, 360.0, 720.0):
-            piece = _clip_to_map(outline + np.array([0.0, turn]), west)
-            if len(piece) >= 3:
-                polygons.append(piece)
-    return tuple(polygons)
+    return tuple(polygons_on_map(_outlines(), west))
 
 
 @functools.cache
 def _outlines() -> tuple[NDArray[np.float64], ...]:
-    """Decodes the file: outlines with their holes cut in, longitudes continuous and beyond 180 where they must be."""
-    topology = json.loads(_DATA.read_text(encoding="utf-8"))
-    arcs = _decode_arcs(topology)
-    outlines: list[NDArray[np.float64]] = []
-    for geometry in topology["objects"]["land"]["geometries"]:
-        for rings in geometry["arcs"]:
-            outline, *holes = [_unwrap(_join(ring, arcs)) for ring in rings]
-            for hole in holes:
-                outline = _cut_hole(outline, hole)
-            outlines.append(outline)
-    return tuple(outlines)
-
-
-def _decode_arcs(topology: dict[str, Any]) -> list[NDArray[np.float64]]:
-    """Arcs as (m, 2) degrees, [latitude, longitude].
-
-    TopoJSON keeps each arc as integer steps (longitude, latitude) from the point before, to be scaled and moved by its
-    `transform` (TopoJSON format specification, 2.1.2 and 2.1.3).
-    """
-    scale, translate = (np.array(topology["transform"][key], np.float64) for key in ("scale", "translate"))
-    return [(np.cumsum(np.array(arc, np.int64), axis=0) * scale + translate)[:, ::-1] for arc in topology["arcs"]]
-
-
-def _join(ring: list[int], arcs: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """One ring from its arcs, the last point not repeated. The index ~i stands for arc i walked backwards."""
-    parts = [arcs[index] if index >= 0 else arcs[~index][::-1] for index in ring]
-    return np.concatenate([part[:-1] for part in parts])  # an arc starts where the one before it ends
-
-
-def _unwrap(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Makes longitudes continuous, leaving [-180, 180]; a ring around a pole is closed along that pole."""
-    longitude = np.unwrap(np.append(ring[:, 1], ring[0, 1]), period=360.0)
-    closed = np.column_stack([np.append(ring[:, 0], ring[0, 0]), longitude])
-    if abs(longitude[-1] - longitude[0]) < 180.0:
-        return closed[:-1]
-    pole = np.copysign(90.0, ring[:, 0].mean())
-    return np.concatenate([closed, [[pole, longitude[-1]], [pole, longitude[0]]]])
-
-
-def _cut_hole(outline: NDArray[np.float64], hole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One polygon of an outline and a hole: walks to the hole at the narrowest place, around it and back."""
-    turns = np.round((outline[:, 1].mean() - hole[:, 1].mean()) / 360.0)
-    hole = hole + np.array([0.0, 360.0 * turns])
-    squared = np.sum((outline[:, None] - hole[None]) ** 2, axis=-1)
-    here, there = np.unravel_index(np.argmin(squared), squared.shape)
-    around = np.roll(hole, -there, axis=0)
-    return np.concatenate([outline[: here + 1], around, around[:1], outline[here:]])
-
-
-def _clip_to_map(ring: NDArray[np.float64], west: float) -> NDArray[np.float64]:
-    """The part of a ring between `west` and 360 degrees east of it.
-
-    I. E. Sutherland and G. W. Hodgman, "Reentrant Polygon Clipping", Communications of the ACM 17, 1974.
-    """
-    for edge, side in ((west, 1.0), (west + 360.0, -1.0)):
-        if not len(ring):
-            break
-        inside = side * ring[:, 1] >= side * edge
-        kept: list[NDArray[np.float64]] = []
-        for i, point in enumerate(ring):
-            before = ring[i - 1]
-            if inside[i] != inside[i - 1]:
-                part = (edge - before[1]) / (point[1] - before[1])
-                kept.append(np.array([before[0] + part * (point[0] - before[0]), edge]))
-            if inside[i]:
-                kept.append(point)
-        ring = np.array(kept).reshape(-1, 2)
-    if len(ring) and np.ptp(ring[:, 1]) == 0.0:  # it only touches the edge of the map
-        return ring[:0]
-    return ring
+    topology = read_topology(_DATA)
+    return tuple(
+        outline for geometry in topology.geometries["land"] for outline in outlines_of(geometry, topology.arcs)
+    )
 
 
 @functools.cache
