@@ -20,7 +20,7 @@ from geoinfer.images import Source, check_sources, discover, load_pixels
 from geoinfer.places.places import PACKAGE as PLACES_PACKAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -174,8 +174,22 @@ class RunObserver(Protocol):
         """All inputs are done; the output is being written."""
 
 
-def run_predict(geolocator: Geolocator, options: PredictOptions, observer: RunObserver) -> PredictSummary:
+def run_predict(
+    geolocator: Geolocator,
+    options: PredictOptions,
+    observer: RunObserver,
+    *,
+    see: Callable[[dict[str, Any]], None] | None = None,
+) -> PredictSummary:
     """Locates every input and writes the result and the error report.
+
+    Args:
+        geolocator: a model and an index.
+        options: what to do.
+        observer: is told how it goes.
+        see: is shown every row of the result once, in their order, while the result is written, those of an earlier
+            run that this one resumes too; none where nothing was left to do. The rows that this run makes have their
+            candidates, whether the result's format has room for them or not.
 
     Raises:
         InputError: an argument names nothing, or all of them together hold no photo.
@@ -196,7 +210,7 @@ def run_predict(geolocator: Geolocator, options: PredictOptions, observer: RunOb
             finally:
                 ledger.discard()
         try:
-            return _run(geolocator, options, observer, ledger)
+            return _run(geolocator, options, observer, ledger, see)
         except BaseException:
             # An unfinished run with nothing in it would only stand in the way of the command that is put right.
             if ledger.inputs == 0:
@@ -204,7 +218,13 @@ def run_predict(geolocator: Geolocator, options: PredictOptions, observer: RunOb
             raise
 
 
-def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver, ledger: RunLedger) -> PredictSummary:
+def _run(
+    geolocator: Geolocator,
+    options: PredictOptions,
+    observer: RunObserver,
+    ledger: RunLedger,
+    see: Callable[[dict[str, Any]], None] | None,
+) -> PredictSummary:
     inputs = _Inputs(options)
     resumed, digest = ledger.inputs, InputDigest()
     started = last_commit = time.perf_counter()
@@ -214,7 +234,8 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
     try:
         _skip_done(inputs, ledger, digest, options.output)
         observer.started(resumed, ledger.counts["error"])
-        with _pipeline(geolocator, options, inputs, resumed, observer) as pipeline:
+        top = options.top if see is not None or format_of(options.output) in WITH_CANDIDATES else 0
+        with _pipeline(geolocator, options, inputs, resumed, observer, top) as pipeline:
             for block in pipeline:
                 assert block.answer is not None
                 assert len(block.answer) == len(block.sources)
@@ -237,7 +258,7 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
             )
         observer.writing()
         with _saving(options.output, ledger):
-            write_rows(options.output, ledger.rows(), places=geolocator.places is not None)
+            write_rows(options.output, _shown(ledger.rows(), see), places=geolocator.places is not None)
         with _saving(options.errors, ledger):
             failures = write_error_report(options.errors, ledger.rows())
         abstained = failures.pop(LOW_SCORE, 0)
@@ -275,6 +296,13 @@ def _run(geolocator: Geolocator, options: PredictOptions, observer: RunObserver,
     return summary
 
 
+def _shown(rows: Iterator[dict[str, Any]], see: Callable[[dict[str, Any]], None] | None) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if see is not None:
+            see(row)
+        yield row
+
+
 @contextlib.contextmanager
 def _saving(path: Path, ledger: RunLedger) -> Iterator[None]:
     """Around each write: a full disk interrupts the run, which can go on where it was."""
@@ -289,11 +317,10 @@ def _saving(path: Path, ledger: RunLedger) -> Iterator[None]:
 
 
 def _pipeline(
-    geolocator: Geolocator, options: PredictOptions, inputs: _Inputs, first: int, observer: RunObserver
+    geolocator: Geolocator, options: PredictOptions, inputs: _Inputs, first: int, observer: RunObserver, top: int
 ) -> Pipeline[None, list[dict[str, Any]]]:
     embedder, index = geolocator.embedder, geolocator.index.index
     preprocessing = embedder.identity.preprocessing
-    top = options.top if format_of(options.output) in WITH_CANDIDATES else 0
     # The pipeline's own threads fill the cores; a search that spread out would only get in their way.
     threads = 1
     large = index.size * index.dim * 4 >= _LARGE_INDEX_BYTES

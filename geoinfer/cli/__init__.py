@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import geoinfer
-from geoinfer.cli import doctor, engine, index, info, predict
+from geoinfer.cli import doctor, engine, evaluate, index, info, predict
 from geoinfer.cli.console import say
 from geoinfer.cli.interrupts import ignore_interrupts, interrupts_end_the_process
 from geoinfer.errors import EXIT_INTERRUPTED, EXIT_OK, GeoInferError
@@ -45,6 +45,7 @@ def _root(
 
 
 app.command("predict", short_help="Locate photos.")(predict.predict)
+app.command("evaluate", short_help="Measure how far off predictions are.")(evaluate.evaluate)
 app.command("info", short_help="Say what a bundle or an ONNX model is.")(info.info)
 app.command("doctor", short_help="Say what is installed, what clashes and what is missing.")(doctor.doctor)
 app.add_typer(index.app, name="index", short_help="Build, tune and look at reference indexes.")

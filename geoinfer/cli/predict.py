@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from geoinfer.cli import options
-from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK, OutputError
+from geoinfer.errors import (
+    EXIT_FAILED_INPUTS,
+    EXIT_OK,
+    GeoInferError,
+    InputError,
+    InterruptedRunError,
+    OutputError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from geoinfer.batch.predict import PredictOptions, PredictSummary
+    from geoinfer.batch.predict import PredictOptions, PredictSummary, Shard
+    from geoinfer.cli.console import Console
+    from geoinfer.evaluate.prediction_page import PredictionSample
     from geoinfer.geolocator import Geolocator
+
+_MOST_THUMBNAILS: Final = 10_000
 
 _EPILOG = """\b
 Examples:
   geoinfer predict ./photos
   geoinfer predict ./photos --index my-index --output answers.geojson
+  geoinfer predict ./photos --map map.html
   find / -name '*.jpg' -print0 | geoinfer predict - -o all.parquet
 
 \b
@@ -87,6 +102,23 @@ def predict(
     shard: Annotated[
         str | None, typer.Option("--shard", help="Do only the I-th of N equal shares.", metavar="I/N")
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            help="Draw the answers on a map, a web page of one file that works offline; with --shard, OUT-I-of-N.html.",
+            metavar="OUT.html",
+        ),
+    ] = None,
+    thumbnails: Annotated[
+        int | None,
+        typer.Option(
+            "--thumbnails",
+            help="Small pictures in the map, 0 for none.",
+            metavar="N",
+            show_default="up to 1000",
+        ),
+    ] = None,
     quiet: options.Quiet = False,
     summary_json: Annotated[
         Path | None, typer.Option("--summary-json", help="Write what was done, as JSON.", metavar="PATH")
@@ -98,7 +130,6 @@ def predict(
     from geoinfer.batch.writers import format_of
     from geoinfer.cli.console import Console, answer, device_line, failed_line, index_device_line, say
     from geoinfer.cli.interrupts import interrupts_raise
-    from geoinfer.errors import UsageError
     from geoinfer.geolocator import Geolocator
     from geoinfer.images import check_sources
 
@@ -118,6 +149,9 @@ def predict(
     written = {"--output": output, "the run's record": output.with_name(f"{output.name}.run.json"), "--errors": errors}
     if summary_json is not None:
         written["--summary-json"] = summary_json
+    drawn = _checked_map(page, thumbnails, share)
+    if drawn is not None:
+        written["--map"] = drawn.path
     options.check_written(written, sources, output.parent)
     if summary_json is not None:
         options.check_summary(summary_json)
@@ -150,21 +184,118 @@ def predict(
             device_line(console, embedder)
             index_device_line(console, geolocator.index_device)
             with interrupts_raise():
-                summary = run_predict(geolocator, run, console)
+                summary = run_predict(geolocator, run, console, see=None if drawn is None else drawn.sample.add)
+                # Only now: whatever becomes of the map, the result is safe.
+                no_map = None if drawn is None else _draw_map(drawn, geolocator, run, summary, console)
         code = EXIT_FAILED_INPUTS if limit.exceeded(summary.error, summary.inputs) else EXIT_OK
+        if no_map is not None:
+            code = no_map.exit_code
         if summary_json is not None:
-            _write_summary(summary_json, _summary(geolocator, run, summary, code))
+            done = _summary(geolocator, run, summary, code)
+            done["map"] = None if drawn is None or no_map is not None else str(drawn.path.absolute())
+            _write_summary(summary_json, done)
         if not quiet:
             for line in _lines(geolocator, run, summary):
                 answer(line)
+            if drawn is not None and no_map is None:
+                answer(f"  map:       {drawn.path}")
         if geolocator.notice:
             say(f"note: {geolocator.notice}")
+    if no_map is not None:
+        raise no_map
     if code != EXIT_OK:
         say(failed_line(summary.error, max_errors))
     raise typer.Exit(code)
 
 
 predict.__doc__ = (predict.__doc__ or "") + "\n\n" + _EPILOG
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    """The page that `--map` asks for, and what it is made of."""
+
+    path: Path
+    thumbnails: int
+    sample: PredictionSample
+
+    def made_of(self, output: Path) -> str:
+        """Names a finished run's result and how the page shows it."""
+        record = output.with_name(f"{output.name}.run.json").read_bytes()
+        return hashlib.sha256(record + f"{self.thumbnails}".encode()).hexdigest()
+
+
+def _checked_map(page: Path | None, thumbnails: int | None, share: Shard | None) -> _Map | None:
+    if page is None:
+        if thumbnails is not None:
+            raise UsageError("--thumbnails is for --map", hint="give --map OUT.html, too")
+        return None
+    from geoinfer.evaluate.page.data import THUMBNAILS
+    from geoinfer.evaluate.prediction_page import PredictionSample, check_page
+
+    if thumbnails is not None and not 0 <= thumbnails <= _MOST_THUMBNAILS:
+        raise UsageError(f"--thumbnails {thumbnails}: expected 0 to {_MOST_THUMBNAILS}")
+    # As results are: shares that run side by side must not write over each other's.
+    path = page if share is None else page.with_name(f"{page.stem}-{share.number}-of-{share.of}{page.suffix}")
+    check_page(path)
+    return _Map(path, THUMBNAILS if thumbnails is None else thumbnails, PredictionSample())
+
+
+def _draw_map(
+    drawn: _Map, geolocator: Geolocator, run: PredictOptions, summary: PredictSummary, console: Console
+) -> GeoInferError | None:
+    """Writes the page; returns, and does not raise, why it could not be."""
+    from geoinfer.evaluate.page.result_rows import read_result
+    from geoinfer.evaluate.prediction_page import is_page_of, write_prediction_page
+
+    share = "" if run.shard is None else f", share {run.shard.number} of {run.shard.of}"
+    warnings = []
+    if not geolocator.calibrated:
+        warnings.append(
+            f"How far off an answer is cannot be told, and every radius is the whole Earth: "
+            f"{geolocator.why_not_calibrated}."
+        )
+    try:
+        made_of = drawn.made_of(run.output)
+        if summary.already_finished:
+            # Drawn by the run itself it may have candidates, which not every result has room for.
+            if is_page_of(drawn.path, made_of):
+                return None
+            for row in read_result(run.output):
+                drawn.sample.add(row)
+            if drawn.sample.total != summary.inputs:
+                raise InputError(
+                    f"{run.output}: holds {drawn.sample.total} rows, and the run had {summary.inputs} inputs",
+                    hint="--restart makes it again",
+                )
+        console.step("drawing the map", 0.0)
+        write_prediction_page(
+            drawn.sample,
+            drawn.path,
+            made_of=made_of,
+            title=f"Estimated locations: {run.output.name}{share}",
+            made_by=f"{geolocator.embedder.identity.name}, k {geolocator.answer.k}, {geolocator.answer.aggregate}.",
+            notice=geolocator.notice,
+            warnings=warnings,
+            thumbnails=drawn.thumbnails,
+            workers=run.workers,
+        )
+    except KeyboardInterrupt:
+        reason: GeoInferError = InterruptedRunError(
+            f"interrupted while the map was drawn; the result is whole: {run.output}",
+            hint="the same command without --restart draws the map",
+        )
+    except InputError as error:
+        return error
+    except OSError as error:
+        words = str(error) if isinstance(error, GeoInferError) else (error.strerror or str(error)).lower()
+        reason = OutputError(
+            f"--map {drawn.path}: cannot be drawn: {words}; the result is whole: {run.output}",
+            hint="the same command without --restart draws it again",
+        )
+    else:
+        return None
+    return reason
 
 
 def _counter(run: PredictOptions) -> Callable[[], int] | None:

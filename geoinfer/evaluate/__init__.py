@@ -1,0 +1,1 @@
+"""How good predictions are: metrics with intervals, tables, maps and a report to look at."""
