@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Meaning = Literal["true", "predicted", "plain"]
 Unit = Literal["degrees", "radians", ""]
 
+_MOST_SHOWN: Final = 20
+_LONGEST_SHOWN: Final = 60
+
 _LATITUDE: Final = frozenset(("latitude", "lat"))
 _LONGITUDE: Final = frozenset(("longitude", "lon", "lng", "long"))
 _PREDICTED: Final = frozenset(
@@ -124,3 +127,10 @@ def _meaning(words: Sequence[str]) -> Meaning:
 
 def _unit(words: Sequence[str]) -> Unit:
     return next((_UNITS[word] for word in words if word in _UNITS), "")
+
+
+def listed(header: Sequence[str]) -> str:
+    """The names of a table's columns, for a message: not more than one can read."""
+    names = [name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…" for name in header[:_MOST_SHOWN]]
+    more = len(header) - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "") or "no header"

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from geoinfer.columns import coordinate_columns, normalised
+from geoinfer.columns import coordinate_columns, listed, normalised
 from geoinfer.errors import ImageError, InputError, LabelsError
 from geoinfer.images.discover import IMAGE_SUFFIXES
 
@@ -185,7 +185,7 @@ def column_positions(path: Path, header: Sequence[str]) -> dict[str, int]:
         elif role in ("name", "latitude", "longitude"):
             raise LabelsError(
                 f"{path}: no column for the {'photo' if role == 'name' else role}: looked for {', '.join(names)}; the "
-                f"file has {', '.join(header) or 'no header'}",
+                f"file has {listed(header)}",
                 hint="the first line must name the columns",
             )
     return positions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).parents[1]
 SHARED = CHECKOUT.parent / "shared" / "data"
+
+
+_FIELD_LIMIT = csv.field_size_limit()
+
+
+@pytest.fixture(autouse=True)
+def same_csv_limit() -> None:
+    """`reverse_geocode` lets CSV fields be of any length, for the whole process, when it is imported."""
+    csv.field_size_limit(_FIELD_LIMIT)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from geoinfer.columns import CoordinateColumns, coordinate_columns, normalised
+from geoinfer.columns import CoordinateColumns, coordinate_columns, listed, normalised
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,12 @@ def test_words_for_one_axis_may_differ_in_length() -> None:
 
 def test_normalised() -> None:
     assert [normalised(name) for name in ("sub-region", " Sub Region", "SUB_REGION", "")] == ["sub_region"] * 3 + [""]
+
+
+def test_a_long_header_is_not_shown_whole() -> None:
+    assert listed(["id", "lat"]) == "id, lat"
+    assert listed([]) == "no header"
+    shown = listed([f"column{number}" for number in range(5000)])
+    assert shown.startswith("column0, column1, ")
+    assert shown.endswith("column19 and 4,980 more")
+    assert len(listed(["x" * 100_000])) < 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from geoinfer.cli import options
-from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK, UsageError
+from geoinfer.errors import EXIT_FAILED_INPUTS, EXIT_OK, InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from geoinfer.batch.predict import ErrorLimit
     from geoinfer.evaluate.compare import Comparison
     from geoinfer.evaluate.measure import Evaluation
@@ -186,7 +189,6 @@ def evaluate(
     pixels = options.parsed_preprocessing(preprocessing)
 
     from geoinfer.cli.console import Console, answer, device_line, failed_line, index_device_line, say
-    from geoinfer.cli.interrupts import interrupts_raise
     from geoinfer.evaluate.folder import ReportFolder, check_report_folder
     from geoinfer.evaluate.page.data import THUMBNAILS
     from geoinfer.evaluate.run import (
@@ -207,7 +209,7 @@ def evaluate(
     truth = read_truth(labels, images, columns=columns, need_photos=predictions is None)
     check_group_by(truth, group_by or "auto")
     with Console(quiet=quiet, count=lambda: len(truth)) as console:
-        console.say(f"labels: {labels}, {truth.layout}, {len(truth):,} photos")
+        console.say(f"labels: {labels}, {truth.layout}, {len(truth):,} photo{'s' * (len(truth) != 1)}")
 
         def finish(answered: Answered) -> tuple[Evaluation, dict[str, Any]]:
             if notice:
@@ -227,7 +229,7 @@ def evaluate(
 
         if predictions is not None:
             references = None if index is None else open_index(index).references
-            with interrupts_raise(), ReportFolder(out, force=force) as report:
+            with _interruptible(out), ReportFolder(out, force=force) as report:
                 answered = answer_from_file(
                     predictions, truth, name=name, units=units or "degrees", references=references  # type: ignore[arg-type]  # checked
                 )  # fmt: skip
@@ -252,7 +254,7 @@ def evaluate(
             ) as geolocator:
                 device_line(console, geolocator.embedder)
                 index_device_line(console, geolocator.index_device)
-                with interrupts_raise(), ReportFolder(out, force=force) as report:
+                with _interruptible(out), ReportFolder(out, force=force) as report:
                     answered = answer_photos(
                         geolocator,
                         truth,
@@ -278,6 +280,20 @@ def evaluate(
     raise typer.Exit(code)
 
 
+@contextlib.contextmanager
+def _interruptible(out: Path) -> Iterator[None]:
+    """Ctrl-C within the block ends the command with a word, and without a report."""
+    from geoinfer.cli.interrupts import interrupts_raise
+
+    try:
+        with interrupts_raise():
+            yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"interrupted; {out} holds no report of this run", hint="the same command begins anew"
+        ) from None
+
+
 def _labels_of(targets: list[Path], labels: Path | None) -> Path:
     given = [*targets, *([] if labels is None else [labels])]
     if not given:
@@ -301,7 +317,6 @@ def _refuse(given: dict[str, Any], why: str, hint: str) -> None:
 def _compared(
     runs: list[Path], out: Path, convention: str, against: str | None, baselines: list[str], *, force: bool
 ) -> tuple[Comparison, list[Table]]:
-    from geoinfer.cli.interrupts import interrupts_raise
     from geoinfer.evaluate.compare import compare
     from geoinfer.evaluate.compare_report import write_comparison
     from geoinfer.evaluate.folder import check_report_folder
@@ -313,7 +328,7 @@ def _compared(
         raise UsageError(f"--out {out}: is one of the runs", hint="choose another folder")
     check_report_folder(out, force=force)
     comparison = compare(runs, convention=convention_of(convention), baselines=baselines, against=against)
-    with interrupts_raise():
+    with _interruptible(out):
         return comparison, write_comparison(comparison, out, force=force)
 
 
@@ -350,7 +365,7 @@ def _lines(evaluation: Evaluation, values: dict[str, Any], truth: Truth, out: Pa
         f"({_km_range(whole.mean_km)})",
         "  within "
         + ", ".join(f"{radius:g} km {share.value:.1f}%" for radius, share in whole.accuracy.items())
-        + f"; GeoScore {whole.geoscore.value:,.0f} ({whole.geoscore.low:,.0f} to {whole.geoscore.high:,.0f})",
+        + f"; GeoScore {whole.geoscore.value:,.0f} ({_range(whole.geoscore, '{:,.0f}'.format)})",
     ]
     for name, sets in evaluation.baselines.items():
         one = sets[GLOBAL]
@@ -369,11 +384,15 @@ def _km(figure: Any) -> str:
 
 
 def _km_range(figure: Any) -> str:
-    from math import isnan
-
     from geoinfer.cli.console import kilometres
 
-    return "no interval" if isnan(figure.low) else f"{kilometres(figure.low)} to {kilometres(figure.high)}"
+    return _range(figure, kilometres)
+
+
+def _range(figure: Any, word: Callable[[float], str]) -> str:
+    from math import isnan
+
+    return "no interval" if isnan(figure.low) else f"{word(figure.low)} to {word(figure.high)}"
 
 
 def _warning_lines(warnings: list[str], out: Path) -> list[str]:

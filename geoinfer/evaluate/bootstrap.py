@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 REPLICATES: Final = 1000
 SEED: Final = 0
+LEVEL: Final = 0.95
 
 _LOW, _HIGH = 2.5, 97.5
 _BLOCK_BYTES: Final = 1 << 26  # of drawn counts at a time

@@ -18,7 +18,7 @@ from geoinfer.errors import InputError, UsageError
 from geoinfer.evaluate.errors_file import read_errors
 from geoinfer.evaluate.folder import ERRORS, check_report
 from geoinfer.evaluate.measure import Evaluation, measure
-from geoinfer.evaluate.outcomes import Run
+from geoinfer.evaluate.outcomes import GROUPINGS, Run
 from geoinfer.evaluate.tables.models import Margins
 from geoinfer.geodesy import haversine_km
 from geoinfer.integrity import sha256_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from geoinfer.evaluate.bootstrap import Interval
-    from geoinfer.evaluate.outcomes import Outcomes
+    from geoinfer.evaluate.outcomes import Grouping, Outcomes
     from geoinfer.metrics import Convention
 
 SAME_PLACE_KM: Final = 0.01
@@ -98,6 +98,7 @@ class _Report:
     folder: Path
     run: Run
     convention: str
+    grouped_by: Grouping | None
     outcomes: Outcomes
     warnings: list[str]
 
@@ -127,6 +128,7 @@ def compare(
             raise UsageError(f"{option} {name}: no run has that name", hint=f"there are: {', '.join(names)}")
     outcomes, warnings = _same_photos(reports)
     number = names.index(against) if against else 0
+    group_by = _common_grouping(reports, outcomes[0], warnings)
     evaluations = []
     for row, (report, photos) in enumerate(zip(reports, outcomes, strict=True)):
         if report.convention != convention.name:
@@ -134,8 +136,11 @@ def compare(
             warnings.append(
                 f"{report.run.name}: its own report is by {own}; here all are measured by {convention.name}."
             )
-        # One constant for all: it depends on the photos, not on the run.
-        one = measure(photos, report.run, convention, set_columns=tuple(photos.columns), baselines=row == 0)
+        # A constant is of the photos that were answered: runs that answered the same ones share it.
+        another = not any(np.array_equal(photos.answered, other.answered) for other in outcomes[:row])
+        one = measure(
+            photos, report.run, convention, set_columns=tuple(photos.columns), group_by=group_by, baselines=another
+        )
         evaluations.append(one)
     margins = Margins(evaluations)
     warnings += _of_runs([(report, one) for report, one in zip(reports, evaluations, strict=True)])
@@ -181,7 +186,8 @@ def _read(folder: Path) -> _Report:
     written = _entry(_entry(metrics, "files"), ERRORS).get("sha256")
     if written is not None and written != sha256_of(path):
         notes.append(f"{ERRORS} has been changed since the report was made.")
-    return _Report(folder, run, _convention_name(metrics), outcomes, notes)
+    grouped_by = next((by for by in GROUPINGS if by == _entry(metrics, "intervals").get("grouped_by")), None)
+    return _Report(folder, run, _convention_name(metrics), grouped_by, outcomes, notes)
 
 
 def _entry(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -208,6 +214,16 @@ def _with_different_names(reports: list[_Report]) -> list[_Report]:
             for report in reports
         ]
     return reports
+
+
+def _common_grouping(reports: list[_Report], labelled: Outcomes, warnings: list[str]) -> Grouping:
+    """What the reports' own intervals are grouped by; where they differ the largest groups, which promise least."""
+    own = [report.grouped_by or labelled.grouping() for report in reports]
+    largest = max(own, key=GROUPINGS.index)
+    if len(set(own)) > 1:
+        said = ", ".join(f"{report.run.name} by {by}" for report, by in zip(reports, own, strict=True))
+        warnings.append(f"The reports' intervals are grouped differently ({said}); here all are by {largest}.")
+    return largest
 
 
 def _same_photos(reports: list[_Report]) -> tuple[list[Outcomes], list[str]]:

@@ -13,7 +13,7 @@ from geoinfer.evaluate.folder import MAPS, ReportFolder
 from geoinfer.evaluate.sets import GLOBAL
 from geoinfer.evaluate.tables.build import set_title
 from geoinfer.evaluate.tables.long_csv import number_text
-from geoinfer.evaluate.tables.markdown import escape_markdown, markdown
+from geoinfer.evaluate.tables.markdown import escape_markdown, markdown, markdown_notes
 from geoinfer.evaluate.tables.metrics import FIGURES
 from geoinfer.evaluate.tables.models import excludes_zero
 from geoinfer.evaluate.tables.table import Table
@@ -148,11 +148,13 @@ def difference_tables(comparison: Comparison) -> list[Table]:
         note = (
             f"Each run's figure minus that of {base}, on the photos that both answered, with the 95% interval of the "
             f"difference ({REPLICATES:,} paired bootstrap samples; photos of one sequence are drawn together); bold "
-            f"where it does not hold 0. {comparison.evaluations[0].convention.description}."
+            "where it does not hold 0."
         )
+        shared = (f"{comparison.evaluations[0].convention.description}.",)
         title = f"{set_title(set_name)}: Differences from {base}"
         columns = ["Difference", *(one.run for one in of_set)]
-        tables.append(Table(title, columns, rows, bold, note, f"differences-{number + 1}"))
+        label = f"differences-{number + 1}"
+        tables.append(Table(title, columns, rows, bold, "", label, (note, *shared), set_name))
     return tables
 
 
@@ -196,4 +198,4 @@ def report_text(comparison: Comparison, tables: list[Table]) -> str:
         parts.append("\n".join(["## What to know before believing a figure", "", *listed]) + "\n")
     parts.append(f"![cumulative error]({MAPS}/{_PICTURES[1]})\n")
     parts += [markdown(table, heading="##") for table in tables]
-    return "\n".join(parts)
+    return "\n".join([*parts, *markdown_notes(tables, heading="##")])

@@ -174,8 +174,8 @@ def check_against_truth(
         Warnings.
 
     Raises:
-        LabelsError: most predictions are nearer to the truth with latitude and longitude exchanged, or as radians, and
-            very much so.
+        LabelsError: most predictions are nearer to the truth with latitude and longitude exchanged, or if the ones or
+            the other are radians, and very much so.
     """
     answered = np.isfinite(predicted).all(axis=1)
     true, given = truth[answered], predicted[answered]
@@ -189,6 +189,14 @@ def check_against_truth(
                 f"{table}: the places look like radians: no latitude is beyond 1.571, no longitude beyond 3.142, and "
                 f"taken for radians {_nearer_words(as_given, haversine_km(true, in_degrees))}",
                 hint="say so: --units radians",
+            )
+    if may_be_radians(true) and not may_be_radians(given):
+        true_degrees = np.clip(np.rad2deg(true), (-90.0, -180.0), (90.0, 180.0))
+        if _much_nearer(as_given, haversine_km(true_degrees, given)):
+            raise LabelsError(
+                f"{labels}: the places look like radians: no latitude is beyond 1.571, no longitude beyond 3.142, and "
+                f"taken for radians {_nearer_words(as_given, haversine_km(true_degrees, given))}",
+                hint="labels must be in degrees: multiply their latitudes and longitudes by 180 / pi",
             )
     exchanged = given[:, ::-1]
     possible = _possible(exchanged)

@@ -55,14 +55,19 @@ def check_report_folder(folder: Path, *, force: bool, photos: Path | None = None
         photos: a folder in which every picture is taken for a photo to be tested on.
 
     Raises:
-        OutputError: it is a file, an index or a bundle, lies in `photos`, holds another report and `force` is not set,
-            cannot be written, or holds files of a report's names that are of no report: those are not replaced,
-            `force` or not.
+        OutputError: it is a file, an index or a bundle or in one, lies in `photos`, holds another report and `force`
+            is not set, cannot be written, or holds files of a report's names that are of no report: those are not
+            replaced, `force` or not.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--out {folder}: is a file", hint="name a folder")
     if is_index(folder) or is_bundle(folder):
         raise OutputError(f"--out {folder}: is a reference index or a bundle", hint="choose another folder")
+    for parent in folder.resolve().parents:
+        if is_index(parent) or is_bundle(parent):
+            raise OutputError(
+                f"--out {folder}: is in {parent}, a reference index or a bundle", hint="choose a folder outside"
+            )
     if photos is not None and folder.resolve().is_relative_to(photos.resolve()):
         raise OutputError(
             f"--out {folder}: is in {photos}, where every picture counts as a photo: the report's maps would",
@@ -259,4 +264,7 @@ def _is_report_name(name: str) -> bool:
 def _unwritten(folder: Path, error: OSError) -> OutputError:
     if isinstance(error, OutputError):
         return error
-    return OutputError(f"{folder}: cannot be written: {(error.strerror or str(error)).lower()}")
+    return OutputError(
+        f"{folder}: cannot be written: {(error.strerror or str(error)).lower()}",
+        hint="see to space on the disk and to who may write there, or choose another folder",
+    )

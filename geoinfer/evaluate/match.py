@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from geoinfer.evaluate.prediction_files import PredictionTable
     from geoinfer.evaluate.truth import Truth
 
+_LONGEST_SHOWN: Final = 200  # characters of a name in a message
 _SHOWN: Final = 3
 _IMAGE_SUFFIX: Final = re.compile(
     "(?:" + "|".join(re.escape(suffix.decode()) for suffix in sorted(IMAGE_SUFFIXES)) + ")$", re.IGNORECASE
@@ -274,8 +275,9 @@ def _outcomes(truth: Truth, table: PredictionTable, found: list[int], predicted:
 def _unmatched_words(truth: Truth, table: PredictionTable, labels: list[str], predictions: list[str]) -> list[str]:
     words = []
     if labels:
+        has = "has" if len(labels) == 1 else "have"
         words.append(
-            f"{len(labels):,} of {len(truth):,} labelled photos have no prediction in {table.path}: {_some(labels)}"
+            f"{len(labels):,} of {len(truth):,} labelled photos {has} no prediction in {table.path}: {_some(labels)}"
         )
     if predictions:
         words.append(
@@ -300,4 +302,4 @@ def _no_match(truth: Truth, table: PredictionTable, ambiguous: list[str]) -> Lab
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(repr(name[:_LONGEST_SHOWN]) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

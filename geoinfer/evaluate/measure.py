@@ -19,7 +19,7 @@ from geoinfer.evaluate.baselines import (
     random_pairs,
     random_pairs_apart,
 )
-from geoinfer.evaluate.bootstrap import Interval, Sample, as_groups, figure_columns, intervals, widened
+from geoinfer.evaluate.bootstrap import Interval, Sample, figure_columns, group_numbers, intervals, widened
 from geoinfer.evaluate.outcomes import ERROR, MISSING, SKIPPED
 from geoinfer.evaluate.set_metrics import Area, Figures, SetMetrics
 from geoinfer.evaluate.sets import GLOBAL, make_sets
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geoinfer.evaluate.areas import AreaNames, AreaTruth
-    from geoinfer.evaluate.outcomes import Outcomes, Run
+    from geoinfer.evaluate.outcomes import Grouping, Outcomes, Run
     from geoinfer.metrics import Convention
 
 __all__ = ["Area", "Evaluation", "Figures", "SetMetrics", "measure"]
@@ -65,6 +65,7 @@ class Evaluation:
         metrics: of the run, by set.
         baselines: name of the row to metrics by set.
         constants: by set, the (2,) degrees that the baseline `constant` answers.
+        grouped_by: what photos were drawn with for the intervals.
         warnings: what a reader should know before believing a figure.
     """
 
@@ -77,6 +78,7 @@ class Evaluation:
     metrics: dict[str, SetMetrics]
     baselines: dict[str, dict[str, SetMetrics]]
     constants: dict[str, tuple[float, float]] = field(default_factory=dict)
+    grouped_by: Grouping = "none"
     warnings: list[str] = field(default_factory=list)
 
 
@@ -86,7 +88,7 @@ def measure(
     convention: Convention,
     *,
     set_columns: Sequence[str] = (),
-    groups: NDArray[np.int64] | Sequence[str] | None = None,
+    group_by: Grouping | None = None,
     baselines: bool = True,
     reference_coordinates: NDArray[np.float64] | None = None,
     held_out: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
@@ -98,8 +100,7 @@ def measure(
         run: what made the predictions.
         convention: how distances and scores are computed.
         set_columns: columns of the labels whose values make sets.
-        groups: n numbers or names (an empty one is a group by itself) of what photos are drawn with for the intervals;
-            None for the labels' sequences.
+        group_by: what photos are drawn with for the intervals; None for sequences where the labels name any.
         baselines: whether to compute those rows, too.
         reference_coordinates: (r, 2) degrees, the places that the baseline `random reference` answers; None for none.
         held_out: numbers (n,) of the photos and (r,) of the references: that baseline answers no photo with a reference
@@ -107,7 +108,6 @@ def measure(
 
     Raises:
         LabelsError: the labels lack one of `set_columns`.
-        UsageError: there are not as many groups as photos.
         MissingPackageError: the convention needs geographiclib.
         InputError: the list of places is broken.
     """
@@ -117,12 +117,11 @@ def measure(
     places = open_places()
     namer = None if places is None else AreaNamer(places)
     sets = make_sets(outcomes, columns=set_columns, places=places)
-    measurer = _Measurer(
-        outcomes, convention, namer, as_groups(outcomes.sequences if groups is None else groups, len(outcomes))
-    )
+    grouped_by = group_by or outcomes.grouping()
+    measurer = _Measurer(outcomes, convention, namer, group_numbers(outcomes.group_names(grouped_by)))
     evaluation = Evaluation(
         run, convention, outcomes, distances, sets.masks, sets.made_from,
-        metrics={}, baselines={}, warnings=list(sets.warnings),
+        metrics={}, baselines={}, grouped_by=grouped_by, warnings=list(sets.warnings),
     )  # fmt: skip
     measurer.fill(evaluation, with_baselines=baselines, references=reference_coordinates, held_out=held_out)
     evaluation.warnings += _warnings(evaluation)
@@ -322,7 +321,7 @@ def _warnings(evaluation: Evaluation) -> list[str]:
     if unanswered:
         parts = [("failed", whole.failed), ("skipped", whole.skipped), ("without a prediction", whole.missing)]
         found.append(
-            f"{unanswered} of {whole.labelled} labelled photos have no answer ("
+            f"{unanswered:,} of {whole.labelled:,} labelled photos {'has' if unanswered == 1 else 'have'} no answer ("
             + ", ".join(f"{number} {word}" for word, number in parts if number)
             + f"); the figures are of the other {whole.count}, and once more with each of those half the Earth away."
         )
@@ -338,7 +337,7 @@ def _warnings(evaluation: Evaluation) -> list[str]:
         )
     if FEW_GROUPS > whole.groups < whole.count:
         found.append(
-            f"The answered photos are of {whole.groups} groups (sequences) only; intervals from fewer than "
+            f"The answered photos are of {whole.groups} {evaluation.grouped_by}s only; intervals from fewer than "
             f"{FEW_GROUPS} are too narrow."
         )
     return found

@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import geoinfer
+from geoinfer.evaluate.bootstrap import LEVEL, REPLICATES, SEED
 from geoinfer.evaluate.leakage import leakage
 from geoinfer.integrity import atomic_file, sha256_of
 
@@ -53,6 +54,7 @@ def metrics_values(evaluation: Evaluation, truth: Truth, matched: Matched | None
             "duplicates": truth.duplicates,
             "unusable": len(truth.unusable),
         },
+        "intervals": {"level": LEVEL, "replicates": REPLICATES, "seed": SEED, "grouped_by": evaluation.grouped_by},
         "sets_from": evaluation.sets_from,
         "sets": _sets(evaluation.metrics),
         "baselines": {name: _sets(of_row) for name, of_row in evaluation.baselines.items()},

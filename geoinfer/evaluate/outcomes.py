@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 
@@ -16,6 +16,11 @@ OK, ERROR, SKIPPED, MISSING = "ok", "error", "skipped", "missing"
 
 STATUSES: Final = (OK, ERROR, SKIPPED, MISSING)
 """Answered; failed; left out on purpose (camera raw, a score below `--min-score`); no prediction of that name."""
+
+
+Grouping = Literal["none", "sequence", "source"]
+GROUPINGS: Final[tuple[Grouping, ...]] = get_args(Grouping)
+"""What photos are drawn with for intervals, from the smallest groups to the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +116,11 @@ class Outcomes:
     def answered(self) -> NDArray[np.bool_]:
         """(n,) whether each photo has an answer."""
         return np.array([status == OK for status in self.statuses], bool).reshape(len(self))
+
+    def grouping(self) -> Grouping:
+        """Sequences where the labels name any; else each photo by itself."""
+        return "sequence" if any(self.sequences) else "none"
+
+    def group_names(self, by: Grouping) -> list[str]:
+        """N names of what photos are drawn with; an empty one is a group by itself."""
+        return {"none": [""] * len(self), "sequence": self.sequences, "source": self.sources}[by]

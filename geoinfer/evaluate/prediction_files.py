@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 import numpy as np
 
-from geoinfer.columns import coordinate_columns, normalised
+from geoinfer.columns import coordinate_columns, listed, normalised
 from geoinfer.errors import LabelsError, UsageError
 from geoinfer.evaluate.cells import NOT_A_NUMBER, candidates_of, no_place, number, text
 from geoinfer.evaluate.coordinate_checks import UNITS, Units, check_coordinates, may_be_radians
@@ -38,6 +38,7 @@ _FAILED: Final = frozenset((ERROR, "failed", "failure"))
 MOST_WITH_CANDIDATES: Final = 300_000
 """Of a file with more rows the candidates are not kept: five of each of five million photos are many gigabytes."""
 
+_LONGEST_SHOWN: Final = 200  # characters of a name in a message
 _SHOWN: Final = 3
 
 
@@ -123,8 +124,7 @@ class _NameColumns:
         positions = [present[name] for name in NAME_COLUMNS if name in present]
         if not positions:
             raise LabelsError(
-                f"{path}: no column for the photo: looked for {', '.join(NAME_COLUMNS)}; the file has "
-                f"{', '.join(header) or 'no header'}",
+                f"{path}: no column for the photo: looked for {', '.join(NAME_COLUMNS)}; the file has {listed(header)}",
                 hint="name the columns, in a CSV in its first line: an id or path, latitude and longitude are enough",
             )
         return cls(positions, present.get("path_bytes"))
@@ -142,8 +142,7 @@ def _prediction_columns(path: Path, table: TableRows, units: Units) -> Coordinat
     if not chosen:
         true = " besides the true places" if pairs else ""
         raise LabelsError(
-            f"{path}: no columns for the predicted latitude and longitude{true}; the file has "
-            f"{', '.join(header) or 'no header'}",
+            f"{path}: no columns for the predicted latitude and longitude{true}; the file has {listed(header)}",
             hint="name the columns, in a CSV in its first line: pred_lat and pred_lon, or latitude and longitude",
         )
     if len(chosen) > 1:  # the same in both units
@@ -255,9 +254,9 @@ def _finished(
         gathered.statuses[row], gathered.reasons[row] = ERROR, reason
     if OK not in gathered.statuses:
         not_numbers = gathered.reasons[0].startswith(NOT_A_NUMBER)
+        first = gathered.ids[0][:_LONGEST_SHOWN]
         raise LabelsError(
-            f"{path}: not one of its {len(written):,} rows has a place; the first, {gathered.ids[0]!r}: "
-            f"{gathered.reasons[0]}",
+            f"{path}: not one of its {len(written):,} rows has a place; the first, {first!r}: {gathered.reasons[0]}",
             hint=f"{columns[0]!r} and {columns[1]!r} must hold {units}"
             + (", with a decimal point where a comma separates the columns" if not_numbers else ""),
         )
@@ -279,7 +278,8 @@ def _finished(
     duplicates = 0
     if kept is not None:
         duplicates = len(gathered.ids) - len(kept)
-        warnings.append(f"{path}: {duplicates:,} rows say again what an earlier one says, and are counted once")
+        rows = "1 row says" if duplicates == 1 else f"{duplicates:,} rows say"
+        warnings.append(f"{path}: {rows} again what an earlier one says; each photo is counted once")
         degrees = degrees[kept]
         gathered = _taken(gathered, kept)
     return PredictionTable(

@@ -294,7 +294,7 @@ def _summary(sample: PredictionSample) -> list[dict[str, str]]:
 
 def _tables(sample: PredictionSample) -> list[dict[str, Any]]:
     located = sample.statuses["ok"]
-    tables = [_counted("Radius", "radius_km", zip(_LABELS, sample.bands, strict=True), located, "")]
+    tables = [_counted("Radius", "Radius", zip(_LABELS, sample.bands, strict=True), located, "")]
     if sample.places:
         ranked = sorted(sample.countries.items(), key=lambda entry: (-entry[1], entry[0]))
         left = sum(count for _, count in ranked[_COUNTRIES:])

@@ -164,7 +164,7 @@ def evaluate(
         answered.run,
         convention,
         set_columns=set_columns,
-        groups=_groups(outcomes, group_by),
+        group_by=None if group_by == "auto" else group_by,
         baselines=baselines,
         reference_coordinates=None if answered.references is None else np.asarray(answered.references.coordinates),
         held_out=answered.held_out,
@@ -175,7 +175,7 @@ def evaluate(
         *truth.warnings,
         *evaluation.warnings,
     ]
-    evaluation.warnings[:] = dict.fromkeys(text if text.endswith(".") else f"{text}." for text in found)
+    evaluation.warnings[:] = dict.fromkeys(text if text.endswith((".", "?")) else f"{text}." for text in found)
     return evaluation
 
 
@@ -240,14 +240,11 @@ def write_report(
     except OSError as error:
         if isinstance(error, (OutputError, ImportError)):
             raise
-        raise OutputError(f"{stage}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+        raise OutputError(
+            f"{stage}: cannot be written: {(error.strerror or str(error)).lower()}",
+            hint="see to space on the disk and to who may write there, or choose another folder",
+        ) from error
     return report.commit(metrics_values(evaluation, truth, matched))
-
-
-def _groups(outcomes: Outcomes, group_by: GroupBy) -> Sequence[str]:
-    if group_by == "source":
-        return outcomes.sources
-    return [""] * len(outcomes) if group_by == "none" else outcomes.sequences
 
 
 def _nearest(outcomes: Outcomes, references: References) -> NearestReferences:

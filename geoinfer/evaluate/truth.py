@@ -13,7 +13,7 @@ import numpy as np
 from geoinfer.batch.rows import path_fields
 from geoinfer.columns import coordinate_columns, normalised
 from geoinfer.errors import ImageError, InputError, LabelsError
-from geoinfer.evaluate.coordinate_checks import check_coordinates, look_swapped
+from geoinfer.evaluate.coordinate_checks import check_coordinates, look_swapped, may_be_radians
 from geoinfer.images import discover, read_image_file, read_metadata
 from geoinfer.labels import NAME_COLUMNS, open_labels, other_columns, read_labels
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _SHOWN: Final = 3
 _THREADS: Final = 8
 _READ_AT_ONCE: Final = 1024
+
+
+_NO_LABELS: Final = frozenset((".jsonl", ".ndjson", ".json", ".geojson", ".parquet"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,11 @@ def read_truth(
                 f"{labels}: photos' EXIF has no column {columns[0]!r}", hint="columns are for labels in a CSV"
             )
         return _truth_of_exif(labels)
+    if labels.suffix.lower() in _NO_LABELS:
+        raise LabelsError(
+            f"{labels}: labels are read from a CSV, not from {labels.suffix}",
+            hint="write id or path, latitude and longitude as a CSV; predictions may be of that format",
+        )
     opened = open_labels(labels, images)
     _check_header(opened)
     return _truth_of_csv(opened, columns, find=need_photos or images is not None, need_photos=need_photos)
@@ -160,6 +168,11 @@ def _truth_of_csv(opened: LabelsFile, columns: Sequence[str], *, find: bool, nee
         warnings.append(
             f"{opened.path}: {names[0]!r} and {names[1]!r} may be swapped: {shares.as_given:.0%} of the rows are "
             f"possible places on land as they stand, {shares.exchanged:.0%} the other way round"
+        )
+    if may_be_radians(checked.degrees[usable]):
+        warnings.append(
+            f"{opened.path}: no latitude is beyond 1.571 and no longitude beyond 3.142: labels must be in degrees, and "
+            "these may be radians"
         )
     usable, duplicates = _without_duplicates(opened.path, rows, usable, checked.degrees)
     if not usable:

@@ -5,7 +5,7 @@
 """
 
 from geoinfer.maps.base import Window, base_map, check_map_path, extent, map_window, save_map, world_window
-from geoinfer.maps.countries import border_lines, coast_lines, country_polygons
+from geoinfer.maps.countries import border_lines, coast_lines, country_land, country_polygons
 from geoinfer.maps.land import is_land, land_polygons, land_share
 from geoinfer.maps.references import draw_reference_map
 
@@ -15,6 +15,7 @@ __all__ = [
     "border_lines",
     "check_map_path",
     "coast_lines",
+    "country_land",
     "country_polygons",
     "draw_reference_map",
     "extent",

@@ -11,8 +11,9 @@ import numpy as np
 from geoinfer.errors import MissingPackageError, OutputError, UsageError
 from geoinfer.geodesy import as_coordinates
 from geoinfer.integrity import atomic_file
-from geoinfer.maps.countries import border_lines, coast_lines, country_polygons
+from geoinfer.maps.countries import border_lines, coast_lines, country_land
 from geoinfer.maps.land import land_polygons
+from geoinfer.maps.simplify import simplified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,13 @@ _TITLE_WITHIN: Final = 4096
 _SEA, _LAND, _LINES = "#f6f9fb", "#e3e1d8", "#c6c3b8"
 _BORDERS: Final = "#a9a598"
 _STEPS: Final = 1200
-"""From west to east on a map, about a pixel each: outlines need no more points than that."""
+"""From west to east on a map, about a pixel each: outlines need nothing that is smaller."""
+_TOLERANCE: Final = 0.4
+"""How far off an outline may be drawn, in steps."""
+_BEYOND_DEG: Final = 20.0
+"""Longer than any step of a coast or border, but for those along meridians and parallels."""
+_GRID: Final = 4
+"""Parts of a step that points are rounded to."""
 _WIDTH_INCHES: Final = 12.0
 _SIDES_INCHES, _ABOVE_INCHES, _BELOW_INCHES = 0.6, 0.45, 0.65
 _DPI: Final = 130
@@ -38,7 +45,7 @@ _PARTLY_DEG: Final = 150.0
 _SHAPE: Final = 1.9
 """Width to height of the map of a part of the world."""
 _MARGIN: Final = 0.08
-_SMALLEST_DEG: Final = 8.0
+SMALLEST_DEG: Final = 8.0
 _SLICES: Final = 720
 """Slices of longitude among which a set of points is searched for its widest gap."""
 _BLOCK: Final = 1 << 20
@@ -110,7 +117,7 @@ def world_window(coordinates: NDArray[np.float64]) -> Window:
     return Window(south, -180.0, north, 180.0)
 
 
-def map_window(coordinates: NDArray[np.float64]) -> Window:
+def map_window(coordinates: NDArray[np.float64], *, smallest_deg: float = SMALLEST_DEG) -> Window:
     """The part of the world that holds all points and something of what is around them.
 
     A set that spans less than `_PARTLY_DEG` is shown by itself, across the antimeridian if it lies there; a larger one
@@ -118,6 +125,7 @@ def map_window(coordinates: NDArray[np.float64]) -> Window:
 
     Args:
         coordinates: (n, 2) degrees, [latitude, longitude]; of none it is the world. Read in blocks, twice.
+        smallest_deg: degrees of latitude, and of longitude, that the map shows at least; up to 90.
 
     Raises:
         ValueError: as `geoinfer.geodesy.as_coordinates`.
@@ -125,8 +133,8 @@ def map_window(coordinates: NDArray[np.float64]) -> Window:
     if not len(coordinates):
         return world_window(coordinates)
     lowest, left, highest, _, span = _edges(coordinates)
-    tall = max((highest - lowest) * (1 + 2 * _MARGIN), _SMALLEST_DEG)
-    wide = max(span * (1 + 2 * _MARGIN), _SMALLEST_DEG)
+    tall = max((highest - lowest) * (1 + 2 * _MARGIN), smallest_deg)
+    wide = max(span * (1 + 2 * _MARGIN), smallest_deg)
     shape = _SHAPE * _stretch((lowest + highest) / 2)
     tall = max(tall, wide / shape)
     wide = tall * shape
@@ -301,26 +309,36 @@ def _stretch(latitude: float) -> float:
 def _countries(axes: Any, window: Window, cut: float) -> None:
     from matplotlib.collections import LineCollection, PolyCollection
 
-    polygons = [polygon for country in country_polygons(cut).values() for polygon in country]
-    # Edges of their own colour close the hairlines between neighbours, and along the antimeridian through Fiji.
-    land = PolyCollection(_seen(polygons, window, 3), facecolors=_LAND, edgecolors=_LAND, linewidths=0.3)
+    # Edges of their own colour close the hairline along the antimeridian through Fiji and Russia.
+    polygons = _seen(country_land(cut), window, closed=True)
+    land = PolyCollection(polygons, facecolors=_LAND, edgecolors=_LAND, linewidths=0.3)
     axes.add_collection(land)
     for lines, width in ((coast_lines(cut), 0.5), (border_lines(cut), 0.5)):
-        axes.add_collection(LineCollection(_seen(lines, window, 2), colors=_BORDERS, linewidths=width, zorder=2.5))
+        axes.add_collection(LineCollection(_seen(lines, window), colors=_BORDERS, linewidths=width, zorder=2.5))
 
 
-def _seen(lines: list[NDArray[np.float64]], window: Window, fewest: int) -> list[NDArray[np.float64]]:
-    """What a map shows of polygons or lines, as (m, 2) x and y, without points that fall on the one before."""
+def _seen(lines: list[NDArray[np.float64]], window: Window, *, closed: bool = False) -> list[NDArray[np.float64]]:
+    """What a map shows of lines or, `closed`, polygons, as (m, 2) x and y with no more points than one can see.
+
+    Polygons, and lines that end where they begin, are left out where they are smaller than a step.
+    """
     step = (window.east - window.west) / _STEPS
+    scale = np.array([step, step / window.stretch]) / _GRID
+    corner, opposite = np.array([window.south, window.west]), np.array([window.north, window.east])
     seen = []
     for line in lines:
         (south, west), (north, east) = line.min(axis=0), line.max(axis=0)
         if south > window.north or north < window.south or west > window.east or east < window.west:
             continue
-        places = np.round(line[:, ::-1] / step)
-        places = places[np.append(True, (np.diff(places, axis=0) != 0.0).any(axis=1))]
-        if len(places) >= fewest:
-            seen.append(places * step)
+        ring = closed or bool((line[0] == line[-1]).all())
+        if ring and east - west < step and (north - south) * window.stretch < step:
+            continue
+        # What lies far outside is drawn together there, where the map does not show it.
+        near = np.clip(line, corner - _BEYOND_DEG, opposite + _BEYOND_DEG)[:, ::-1]
+        places = np.round((np.vstack([near, near[:1]]) if closed else near) / scale)
+        places = simplified(places, _TOLERANCE * _GRID)
+        if len(places) >= (4 if closed else 2):
+            seen.append(places * scale)
     return seen
 
 

@@ -39,6 +39,11 @@ def country_polygons(west: float = -180.0) -> dict[str, list[NDArray[np.float64]
     return {name: [polygon.copy() for polygon in polygons] for name, polygons in _polygons_on_map(west).items()}
 
 
+def country_land(west: float = -180.0) -> list[NDArray[np.float64]]:
+    """All countries as one land, without the borders between them; see `country_polygons`."""
+    return [polygon.copy() for polygon in _land_on_map(west)]
+
+
 def coast_lines(west: float = -180.0) -> list[NDArray[np.float64]]:
     """Coasts, as lines on a map of the world that begins at the longitude `west`, within [-360, 180].
 
@@ -57,6 +62,13 @@ def border_lines(west: float = -180.0) -> list[NDArray[np.float64]]:
 @functools.lru_cache(maxsize=4)
 def _polygons_on_map(west: float) -> dict[str, list[NDArray[np.float64]]]:
     return {name: polygons_on_map(outlines, west) for name, outlines in _outlines().items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _land_on_map(west: float) -> list[NDArray[np.float64]]:
+    topology = _topology()
+    outlines = [outline for shape in topology.geometries["land"] for outline in outlines_of(shape, topology.arcs)]
+    return polygons_on_map(outlines, west)
 
 
 @functools.lru_cache(maxsize=4)

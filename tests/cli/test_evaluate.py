@@ -216,6 +216,7 @@ class TestPredictions:
         )
         assert [(row["id"], row["of"]) for row in table("r/unmatched.csv")] == [("d.jpg", "label")]
         assert metrics("r")["leakage"] is None
+        assert metrics("r")["intervals"] == {"level": 0.95, "replicates": 1000, "seed": 0, "grouped_by": "none"}
 
     def test_labels_may_stand_first(self, run, labels: Path, predictions: Path, no_maps) -> None:
         assert run("evaluate", labels, "--predictions", predictions, "-o", "r", "--max-errors", 1).code == 0

@@ -290,7 +290,7 @@ def test_the_folder_of_a_comparison(two, tmp_path):
     assert values["differences"][0]["median_km"]["value"] == pytest.approx(degrees_km(-2))
     text = (out / "report.md").read_text()
     assert "## Global Test Set: Differences from first" in text
-    assert text.count("\n## ") == 1 + 1 + len(tables)
+    assert text.count("\n## ") == 1 + 1 + len(tables) + 1
     # A comparison is no report that could be compared, and is not overwritten unasked.
     with pytest.raises(InputError, match=re.escape("errors.csv")):
         compare([two[0], out], convention=OSV5M)
@@ -312,11 +312,11 @@ def test_a_winner_is_bold_and_doubted_where_the_difference_may_be_chance(tmp_pat
     mean = table.columns.index("Mean Error (km)")
     assert [marks[mean] for marks in table.bold[:3]] == [True, False, False]
     assert table.rows[0][mean].endswith("†")
-    assert "Not shown to be better" in table.note
+    assert "Not shown to be better" in table.whole_note
     clear = write_comparison(compare([folders[0], folders[2]], convention=OSV5M), tmp_path / "two")[0]
     assert clear.bold[0][mean]
     assert not clear.rows[0][mean].endswith("†")
-    assert "Not shown" not in clear.note
+    assert "Not shown" not in clear.whole_note
 
 
 def test_unanswered_photos_have_rows_of_their_own(two, tmp_path):
@@ -358,3 +358,27 @@ def test_names_that_matplotlib_would_read_as_formulae(two, tmp_path):
         write_json(folder / "metrics.json", values | {"name": name})
     write_comparison(compare(two, convention=OSV5M), tmp_path / "cmp")
     assert (tmp_path / "cmp" / "maps" / "cumulative.svg").stat().st_size > 1000
+
+
+def test_photos_are_drawn_with_what_the_reports_draw_them_with(tmp_path):
+    off = np.repeat([1.0, 4.0, 2.0, 5.0], COUNT // 4)
+    sources = [f"source {row // (COUNT // 4)}" for row in range(COUNT)]
+    photos = [outcomes(off, sources=sources), outcomes(off[::-1], sources=sources)]
+    by_source = {"intervals": {"grouped_by": "source"}}
+    same = [report(tmp_path / f"a{row}", one, **by_source) for row, one in enumerate(photos)]
+    found = compare(same, convention=OSV5M)
+    assert [one.grouped_by for one in found.evaluations] == ["source", "source"]
+    assert found.evaluations[0].metrics["Global"].groups == 4
+    mixed = [same[0], report(tmp_path / "b", photos[1], "other", intervals={"grouped_by": "none"})]
+    other = compare(mixed, convention=OSV5M)
+    assert {one.grouped_by for one in other.evaluations} == {"source"}
+    assert any(
+        "grouped differently (run by source, other by none); here all are by source" in w for w in other.warnings
+    )
+    alone = compare([report(tmp_path / f"c{row}", one) for row, one in enumerate(photos)], convention=OSV5M)
+    first, second = (
+        next(one.figures["mean_km"] for one in each.differences if one.set_name == "Global") for each in (found, alone)
+    )
+    # Photos of one source are off by the same: four sources say much less than all the photos by themselves.
+    assert first.value == second.value
+    assert first.high - first.low > 2 * (second.high - second.low)

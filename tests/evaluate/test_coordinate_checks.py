@@ -127,6 +127,12 @@ def test_radians_against_the_truth() -> None:
     assert "--units radians" in caught.value.hint
 
 
+def test_labels_in_radians_against_the_predictions() -> None:
+    with pytest.raises(LabelsError, match=r"l\.csv: the places look like radians") as caught:
+        check_against_truth(np.deg2rad(CITIES), CITIES + 0.5, TABLE, LABELS)
+    assert "180 / pi" in caught.value.hint
+
+
 def test_small_predictions_of_a_place_at_null_island_are_degrees() -> None:
     rng = np.random.default_rng(0)
     truth = rng.uniform(-1.5, 1.5, (100, 2))

@@ -100,7 +100,7 @@ def test_places_that_are_no_place_for_a_report(tmp_path: Path) -> None:
     check_report_folder(tmp_path / "photos" / "report", force=True)
     from geoinfer.bundle import SHIPPED
 
-    for taken in (SHIPPED, SHIPPED / "index"):
+    for taken in (SHIPPED, SHIPPED / "index", SHIPPED / "index" / "report"):
         with pytest.raises(OutputError, match="index or a bundle"):
             check_report_folder(taken, force=True)
 

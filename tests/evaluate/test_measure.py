@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from geoinfer.errors import LabelsError, UsageError
+from geoinfer.errors import LabelsError
 from geoinfer.evaluate.measure import SetMetrics, measure
 from geoinfer.evaluate.outcomes import Outcomes, Run
 from geoinfer.geodesy import destination, haversine_km
@@ -174,15 +174,20 @@ def test_intervals_are_drawn_by_sequences() -> None:
     errors = np.repeat(np.exp(np.random.default_rng(1).normal(5, 1.5, 20)), 10).tolist()
     outcomes = outcomes_of(errors, sequences=[f"drive {row // 10}" for row in range(200)])
     by_drive = measure(outcomes, RUN, OSV5M, baselines=False)
-    by_photo = measure(outcomes, RUN, OSV5M, baselines=False, groups=np.arange(200))
-    named = measure(outcomes, RUN, OSV5M, baselines=False, groups=list(map(str, range(200))))
+    by_photo = measure(outcomes, RUN, OSV5M, baselines=False, group_by="none")
+    by_source = measure(
+        dataclasses.replace(outcomes, sources=[f"source {row // 50}" for row in range(200)]),
+        RUN, OSV5M, baselines=False, group_by="source",
+    )  # fmt: skip
     wide, narrow = by_drive.metrics["Global"], by_photo.metrics["Global"]
     assert (wide.groups, narrow.groups) == (20, 200)
     assert wide.mean_km.value == narrow.mean_km.value
     assert wide.mean_km.high - wide.mean_km.low > 2 * (narrow.mean_km.high - narrow.mean_km.low)
-    assert named.metrics["Global"] == narrow
-    assert any("of 20 groups (sequences) only" in warning for warning in by_drive.warnings)
-    assert not any("groups" in warning for warning in by_photo.warnings)
+    assert (by_drive.grouped_by, by_photo.grouped_by, by_source.grouped_by) == ("sequence", "none", "source")
+    assert by_source.metrics["Global"].groups == 4
+    assert any("of 4 sources only" in warning for warning in by_source.warnings)
+    assert any("of 20 sequences only" in warning for warning in by_drive.warnings)
+    assert not any("too narrow" in warning for warning in by_photo.warnings)
 
 
 def test_baselines() -> None:
@@ -268,7 +273,5 @@ def test_same_again() -> None:
 
 
 def test_usage() -> None:
-    with pytest.raises(UsageError, match="2 groups for 3 photos"):
-        measure(outcomes_of([1.0, 2.0, 3.0]), RUN, OSV5M, groups=["a", "b"])
     with pytest.raises(LabelsError, match="no column weather"):
         measure(outcomes_of([1.0]), RUN, OSV5M, set_columns=["weather"])

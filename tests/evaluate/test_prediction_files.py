@@ -366,7 +366,7 @@ def test_candidates_of_others_and_of_too_many_rows(tmp_path: Path, monkeypatch: 
         ("p.csv", "id,lat,lon\na,1,2\n".encode("utf-16"), "binary, or text that is not UTF-8"),
         ("p.csv", b"\xff\xd8\xff\xe0\0\x10JFIF\0" * 9, "binary"),
         ("p.csv", b"\x7fELF" + bytes(range(200)), "binary"),
-        ("p.csv", gzip.compress(b"id,lat,lon\n"), "a compressed file"),
+        ("p.csv", gzip.compress(b"id,lat,lon\n", mtime=0), "a compressed file"),
         ("p.csv", b"PK\x03\x04" + bytes(60), "a spreadsheet"),
         ("p.csv", b'id,lat,lon\n"a,1,2\n' + b"b,1,2\n" * 30_000, "not a CSV"),
         ("p.jsonl", b'{"id": 1, "lat": 1, "lon": 2}\n{"id": 2, "la', "line 2 is no JSON"),

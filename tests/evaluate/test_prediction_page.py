@@ -219,7 +219,7 @@ def test_a_page_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         write_prediction_page(sample_of([a_row(1)]), tmp_path / "none" / "map.html", title="t")
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 99), max_size=60), st.integers(1, 40))
 def test_any_run_makes_a_page_of_plain_values(numbers: list[int], limit: int) -> None:
     rows = [a_row(number, f"{place}.jpg".encode()) for place, number in enumerate(numbers)]

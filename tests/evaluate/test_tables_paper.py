@@ -183,7 +183,7 @@ def test_six_tables_of_the_paper_and_three_of_all_metrics():
     assert len({table.label for table in tables}) == 9
     for table in tables[:6]:
         assert "1,500 photos, all answered by every model" in table.note
-        assert "sphere of 6371 km, within R km is d < R" in table.note
+        assert "sphere of 6371 km, within R km is d < R" in table.whole_note
         assert "bootstrap" in table.note
     for table in tables[:3]:
-        assert "validation data" in table.note
+        assert "validation data" in table.whole_note

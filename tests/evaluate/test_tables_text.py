@@ -182,3 +182,18 @@ def test_latex_names_its_packages():
 def test_a_table_is_a_rectangle():
     with pytest.raises(AssertionError):
         Table("T", ["a", "b"], [["1"]], [[False, False]])
+
+
+def test_what_tables_share_is_said_once_in_markdown_and_below_each_in_latex():
+    shared = ("Said of all.", "Said of the first.")
+    first = Table("One", ["Model", "x"], [["m", "1"]], [[False, False]], "Own.", "one", shared)
+    second = Table("Two", ["Model", "x"], [["m", "2"]], [[False, False]], "", "two", shared[:1])
+    text = markdown_tables([first, second])
+    assert [text.count(words) for words in ("Own.", *shared)] == [1, 1, 1]
+    assert text.endswith("### Notes\n\n- Said of all.\n- Said of the first.\n")
+    assert [cells_of_latex(latex(one))[3] for one in (first, second)] == [
+        "Own. Said of all. Said of the first.",
+        "Said of all.",
+    ]
+    plain = Table("One", ["Model", "x"], [["m", "1"]], [[False, False]])
+    assert "Notes" not in markdown_tables([plain])

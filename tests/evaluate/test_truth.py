@@ -115,6 +115,11 @@ def test_columns_swapped_within_europe_are_warned_of(tmp_path: Path, shared_phot
     assert "'latitude' and 'longitude' may be swapped" in words
 
 
+def test_labels_that_may_be_radians(tmp_path: Path) -> None:
+    rows = "".join(f"{n},{0.3 + n / 10},{n / 2 - 1}\n" for n in range(5))
+    assert any("these may be radians" in text for text in read_truth(write(tmp_path, "id,lat,lon\n" + rows)).warnings)
+
+
 def test_longitudes_from_0_to_360(tmp_path: Path) -> None:
     truth = read_truth(write(tmp_path, "id,lat,lon\na,1,2\nb,3,350\nc,4,180\n"))
     assert truth.coordinates.tolist() == [[1, 2], [3, -10], [4, 180]]
@@ -211,3 +216,13 @@ def test_shared_photos(shared_photos: Path) -> None:
     assert (len(truth), truth.warnings, truth.unusable) == (345, [], [])
     assert truth.countries[0] == "GH"
     assert all(os.path.isfile(path) for path in truth.paths)
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "labels.parquet", "LABELS.GEOJSON"])
+def test_labels_are_a_csv(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"{}")
+    with pytest.raises(LabelsError, match="read from a CSV") as caught:
+        read_truth(path)
+    assert name in str(caught.value)
+    assert "CSV" in caught.value.hint

@@ -25,6 +25,7 @@ OTHER: Final = "all others"
 
 _LONGEST: Final = 24
 _DARK: Final = 0.55
+_RIGHT: Final = "#d55e00"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +106,7 @@ def _draw(table: Confusion, title: str) -> Any:
                 column, row, _percent(float(share)), ha="center", va="center", fontsize=8,
                 color="white" if share > _DARK else "#333333", gid="share",
             )  # fmt: skip
+    _frame_what_is_right(axes, table.names)
     names = [plain(name, _LONGEST) for name in table.names]
     axes.set_xticks(range(size), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=9)
     axes.set_yticks(range(size), [f"{name} ({total:,})" for name, total in zip(names, totals, strict=True)], fontsize=9)
@@ -115,11 +117,21 @@ def _draw(table: Confusion, title: str) -> Any:
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted country", ylabel="true country (photos)")
     figure.suptitle(title, fontsize=11, x=0.02, ha="left")
-    note = "Cells are percentages of a row."
+    note = "Cells are percentages of a row; framed are those of the right country."
     if OTHER in table.names:
         note += f" “{OTHER}” are many countries: their own cell does not say how many are right."
     figure.supxlabel(note, fontsize=8.5, color="#777777", x=0.02, ha="left")
     return figure
+
+
+def _frame_what_is_right(axes: Any, names: list[str]) -> None:
+    """Marks the diagonal, but for `OTHER`, whose own cell holds countries that are taken for one another too."""
+    from matplotlib.patches import Rectangle
+
+    for i in (i for i, name in enumerate(names) if name != OTHER):
+        axes.add_patch(
+            Rectangle((i - 0.5, i - 0.5), 1.0, 1.0, fill=False, edgecolor=_RIGHT, linewidth=1.3, zorder=3, gid="right")
+        )
 
 
 def _percent(share: float) -> str:

@@ -68,7 +68,10 @@ def draw_figures(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+        raise OutputError(
+            f"{folder}: cannot be written: {(error.strerror or str(error)).lower()}",
+            hint="see to space on the disk and to who may write there, or choose another folder",
+        ) from error
     drawn = []
     for name, title, figure in _pictures(evaluation, arrows):
         paths = tuple(folder / f"{name}{suffix}" for suffix in formats)

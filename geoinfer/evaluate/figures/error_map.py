@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 FRAMES: Final = {
     "Europe": Window(34.0, -25.0, 72.0, 45.0),
     "North America": Window(7.0, -170.0, 75.0, -50.0),
+    "Africa": Window(-37.0, -26.0, 38.0, 58.0),
+    "South America": Window(-57.0, -93.0, 14.0, -33.0),
 }
-"""What the maps of the founding paper's two continents show, whatever photos there are, so that maps of several runs
-look alike. Russia east of 45° E, Svalbard, the Canary Islands and the north of Greenland are outside."""
+"""What the maps of some continents show, whatever photos there are, so that maps of several runs look alike. Outside
+are Russia east of 45° E, Svalbard, the Canary Islands (Europe's, as all of Spain is) and the north of Greenland."""
 
 POINTS, CROSSES = "points", "unanswered"
 """Ids of what is drawn, in SVG too."""
 
+_SMALLEST_DEG: Final = 30.0
+"""From south to north at least, so that around a photo of a small island there is land to tell where it is."""
 _LAYERS: Final = 8
 _SMALLEST, _LARGEST = 1.5, 7.0
 _EDGED_FROM: Final = 2.5
@@ -33,7 +37,7 @@ def window_of(name: str, truth: NDArray[np.float64]) -> Window:
     """What the map of a set shows: a continent's frame, the world of `Global`, or where the photos are."""
     if name in FRAMES:
         return FRAMES[name]
-    return world_window(truth) if name == "Global" else map_window(truth)
+    return world_window(truth) if name == "Global" else map_window(truth, smallest_deg=_SMALLEST_DEG)
 
 
 def shown_in(window: Window, coordinates: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ RASTERISED_FROM: Final = 3000
 LONGEST_NAME: Final = 44
 
 _DPI: Final = 130
+_PAD_INCHES: Final = 0.14
 _FONT: Final = "DejaVu Sans"
 _UNKNOWN: Final = "□"
 
@@ -52,6 +53,8 @@ def plot(size_inches: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size_inches, dpi=_DPI, layout="constrained")
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=_PAD_INCHES, h_pad=_PAD_INCHES)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)

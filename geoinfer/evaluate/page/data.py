@@ -22,6 +22,8 @@ from geoinfer.evaluate.outcomes import OK
 from geoinfer.evaluate.page.sample import choose_pictures, choose_points
 from geoinfer.evaluate.page.thumbnails import as_data_uri, thumbnails
 from geoinfer.evaluate.sets import GLOBAL
+from geoinfer.evaluate.tables.table import shared_notes
+from geoinfer.metrics import RADII_KM
 from geoinfer.places.places import country_name
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ CANDIDATES: Final = 5
 
 _LAND: Final = Path(maps.__file__).with_name("countries-50m.json")
 _DEGREES, _SCORES = 5, 4
+_EDGES_KM: Final = (*RADII_KM, *(band.upto_km for band in BANDS if math.isfinite(band.upto_km)))
 _COLUMNS: Final = (
     "id",
     "path",
@@ -109,6 +112,7 @@ def evaluation_data(
         "warnings": [text(warning) for warning in evaluation.warnings],
         "summary": _evaluated_summary(evaluation.metrics[GLOBAL]),
         "tables": [_table(table) for table in tables],
+        "table_notes": [text(note) for note in shared_notes(tables)],
         "sets": [text(name) for name in evaluation.sets],
         "bands": bands_data(BANDS),
         "convention": {"name": evaluation.convention.name, "inclusive": evaluation.convention.inclusive},
@@ -183,10 +187,15 @@ def shares(values: ArrayLike) -> list[float | None]:
 
 
 def kilometres(values: ArrayLike) -> list[float | None]:
-    """Distances to a metre below 10 km, to a hundred from there on; None for NaN."""
+    """Distances to a metre below 10 km, to a hundred from there on; None for NaN.
+
+    One that rounding would put on an edge, of a band or of what is counted as near, stays as it is: the page would
+    count it on the wrong side.
+    """
     array = np.asarray(values, np.float64)
     with np.errstate(over="ignore"):
-        return _plain(np.where(array < 10.0, np.round(array, 3), np.round(array, 1)))
+        rounded = np.where(array < 10.0, np.round(array, 3), np.round(array, 1))
+    return _plain(np.where(np.isin(rounded, _EDGES_KM), array, rounded))
 
 
 def text(value: str) -> str:
@@ -323,6 +332,7 @@ def _table(table: Table) -> dict[str, Any]:
         "rows": [[text(cell) for cell in row] for row in table.rows],
         "bold": [[bool(cell) for cell in row] for row in table.bold],
         "note": text(table.note),
+        "set": text(table.set_name),
     }
 
 

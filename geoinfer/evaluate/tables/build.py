@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from geoinfer.evaluate.bootstrap import Interval
     from geoinfer.evaluate.measure import Evaluation
-    from geoinfer.evaluate.set_metrics import Figures
+    from geoinfer.evaluate.set_metrics import Figures, SetMetrics
 
 _NONE: Final = "N/A"
 _CHOOSE_K: Final = (
@@ -27,9 +27,12 @@ _CHOOSE_K: Final = (
 )
 _DOUBTFUL: Final = (
     f"{DAGGER} Not shown to be better than the runner-up: the 95% interval of the paired difference, on the photos "
-    "that both answered, holds 0, or cannot be told."
+    "that both answered, holds 0, or cannot be told; or it is worse when what runs left unanswered counts as half the "
+    "Earth away."
 )
-_DOUBTFUL_SHARES: Final = " (Areas, and figures that count the unanswered, are marked where the two intervals overlap.)"
+_DOUBTFUL_SHARES: Final = (
+    f"{DAGGER} Of areas, and of figures that count the unanswered: the two intervals overlap, or cannot be told."
+)
 _BASELINES: Final = {
     CONSTANT: f"{CONSTANT}: one place for all photos of the set, chosen with knowledge of the truth to make the median "
     "small.",
@@ -117,11 +120,18 @@ class _SetTables:
             for row, marks, figure, wins, doubted in zip(rows, bold, figures, best, doubtful, strict=True):
                 row.append(printed(value(figure)) + (DAGGER if doubted else ""))
                 marks.append(wins)
-        note = [self._photos(), f"{self._convention()}."]
-        if with_k:
-            note.append(_CHOOSE_K)
-        note += [*self._baseline_notes(), *([f"{_DOUBTFUL} {self._intervals()}"] if doubts else [])]
-        return Table(f"{set_title(self._set)}: {kind}", columns, rows, bold, " ".join(note), f"{self._label}-{slug}")
+        note = [self._photos(), *([self._intervals()] if doubts else [])]
+        shared = [f"{self._convention()}.", *([_CHOOSE_K] if with_k else []), *self._baseline_notes()]
+        return Table(
+            f"{set_title(self._set)}: {kind}",
+            columns,
+            rows,
+            bold,
+            " ".join(note),
+            f"{self._label}-{slug}",
+            (*shared, *([_DOUBTFUL] if doubts else [])),
+            self._set,
+        )
 
     def full_table(self) -> Table:
         """One column a model, one row a figure."""
@@ -151,11 +161,12 @@ class _SetTables:
                 self._add(rows, bold, metric, f"{metric.heading}, unanswered counted as farthest", farthest, None)
                 for metric in (*FIGURES, *areas)
             ]
-        note = [self._photos(), f"{self._convention()}.", self._intervals(), *self._area_notes()]
-        note += [*self._baseline_notes(), *([_DOUBTFUL + _DOUBTFUL_SHARES] if any(doubts) else [])]
+        note = [self._photos(), self._intervals(), *self._area_notes()]
+        shared = [f"{self._convention()}.", *self._baseline_notes()]
+        shared += [_DOUBTFUL, _DOUBTFUL_SHARES] if any(doubts) else []
         columns = ["Metric", *(model.name for model in models)]
         title = f"{set_title(self._set)}: All Metrics with 95% Intervals"
-        return Table(title, columns, rows, bold, " ".join(note), f"{self._label}-all")
+        return Table(title, columns, rows, bold, " ".join(note), f"{self._label}-all", tuple(shared), self._set)
 
     def _add(
         self,
@@ -193,9 +204,19 @@ class _SetTables:
 
         def proven(first: int, second: int) -> bool:
             one, other = self._models[first].run, self._models[second].run
-            return one is not None and other is not None and self._margins.proven(self._set, metric.name, one, other)
+            if one is None or other is None or not self._margins.proven(self._set, metric.name, one, other):
+                return False
+            return self._holds_with_unanswered(metric, self._models[first].metrics, self._models[second].metrics)
 
         return proven
+
+    def _holds_with_unanswered(self, metric: Metric, first: SetMetrics, second: SetMetrics) -> bool:
+        """Whether the first is no worse than the second if what either left unanswered counts as half the Earth away.
+
+        A run that answers only the easy photos has the smallest error, and shows nothing by it.
+        """
+        own, other = (value(metric.of(one.farthest or one)) for one in (first, second))
+        return own <= other if metric.lower_is_better else own >= other
 
     def _photos(self) -> str:
         runs = [model for model in self._models if model.run is not None]
@@ -211,8 +232,9 @@ class _SetTables:
 
     def _intervals(self) -> str:
         first = next(model.metrics for model in self._models if model.run is not None)
-        drawn = "photos" if first.groups == first.count else f"{first.groups:,} groups of photos (sequences)"
-        return f"95% intervals: bootstrap, {REPLICATES:,} times as many {drawn} drawn with replacement."
+        grouped_by = self._evaluations[0].grouped_by
+        drawn = "as many photos" if grouped_by == "none" else _counted(first.groups, grouped_by)
+        return f"95% intervals: bootstrap, {REPLICATES:,} draws of {drawn} with replacement."
 
     def _area_notes(self) -> list[str]:
         """Of how many photos the areas are, where not of all."""
@@ -238,4 +260,8 @@ def with_interval(figure: Interval | None) -> str:
 
 
 def _photos(number: int) -> str:
-    return f"{number:,} photo{'s' * (number != 1)}"
+    return _counted(number, "photo")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

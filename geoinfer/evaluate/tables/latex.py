@@ -69,8 +69,8 @@ def latex(table: Table) -> str:
         cells = [_bold(text) if strong else escape_latex(text) for text, strong in zip(texts, bold, strict=True)]
         lines.append(_row(cells))
     lines += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else "")]
-    if table.note:
-        lines += [r"\par\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {escape_latex(table.note)}}}"]
+    if table.whole_note:
+        lines += [r"\par\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {escape_latex(table.whole_note)}}}"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 

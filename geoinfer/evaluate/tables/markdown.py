@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from geoinfer.evaluate.tables.table import one_line
+from geoinfer.evaluate.tables.table import one_line, shared_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ _NARROWEST = 4
 
 
 def markdown(table: Table, *, heading: str = "###") -> str:
-    """One table under its title, with its note below, ending in a line end."""
+    """One table under its title, with its own note below, ending in a line end."""
     cells = [[escape_markdown(text) for text in table.columns]]
     for texts, bold in zip(table.rows, table.bold, strict=True):
         escaped = [escape_markdown(text) for text in texts]
@@ -32,8 +32,14 @@ def markdown(table: Table, *, heading: str = "###") -> str:
 
 
 def markdown_tables(tables: Sequence[Table]) -> str:
-    """All of them, one below the other."""
-    return "\n".join(markdown(table) for table in tables)
+    """All of them, one below the other, and at the end what is to be said of several."""
+    return "\n".join([*(markdown(table) for table in tables), *markdown_notes(tables)])
+
+
+def markdown_notes(tables: Sequence[Table], *, heading: str = "###") -> list[str]:
+    """The part of a document that says once what its tables share; empty where they share nothing."""
+    notes = shared_notes(tables)
+    return [f"{heading} Notes\n\n" + "".join(f"- {escape_markdown(note)}\n" for note in notes)] if notes else []
 
 
 def escape_markdown(text: str) -> str:

@@ -102,10 +102,11 @@ class Margins:
         if key not in self._found:
             one, other = self._evaluations[first], self._evaluations[second]
             rows, there = self._pairs(set_name, first, second)
+            names = one.outcomes.group_names(one.grouped_by)
             self._found[key] = paired_differences(
                 one.distances_km[rows],
                 other.distances_km[there],
-                [one.outcomes.sequences[row] for row in rows.tolist()],
+                [names[row] for row in rows.tolist()],
                 one.convention,
             )
         return self._found[key]

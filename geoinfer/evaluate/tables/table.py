@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 DAGGER = "†"
 """Behind a winner that is not shown to be better than the runner-up."""
@@ -18,8 +22,10 @@ class Table:
         columns: m headings.
         rows: n lists of m cells, as they are printed, nothing escaped.
         bold: n lists of m, which cells are printed bold.
-        note: what stands below it, plain text.
+        note: what stands below it and is of this table alone, plain text.
         label: what refers to it, of letters, digits and hyphens.
+        shared: sentences that belong below it and below others, which a document of several tables says once.
+        set_name: of the photos that it is of; empty where it is of no one set.
     """
 
     title: str
@@ -28,11 +34,23 @@ class Table:
     bold: list[list[bool]]
     note: str = ""
     label: str = field(default="")
+    shared: tuple[str, ...] = ()
+    set_name: str = ""
 
     def __post_init__(self) -> None:
         assert len(self.rows) == len(self.bold)
         assert all(len(cells) == len(self.columns) for cells in self.rows)
         assert all(len(cells) == len(self.columns) for cells in self.bold)
+
+    @property
+    def whole_note(self) -> str:
+        """All that belongs below it where it stands by itself."""
+        return " ".join(text for text in (self.note, *self.shared) if text)
+
+
+def shared_notes(tables: Iterable[Table]) -> list[str]:
+    """What several tables have to say, each sentence once, in the order of the tables."""
+    return list(dict.fromkeys(text for table in tables for text in table.shared))
 
 
 def one_line(text: str) -> str:

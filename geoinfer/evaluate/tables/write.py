@@ -65,4 +65,7 @@ def write_text(path: Path, text: str) -> None:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
+        raise OutputError(
+            f"{path}: cannot be written: {(error.strerror or str(error)).lower()}",
+            hint="see to space on the disk and to who may write there, or choose another folder",
+        ) from error

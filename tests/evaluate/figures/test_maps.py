@@ -98,7 +98,9 @@ def test_photos_outside_a_frame_are_counted_and_not_drawn():
 def test_frames_hold_what_they_are_named_for():
     europe = [(38.7, -9.1), (64.1, -21.9), (37.9, 23.7), (60.2, 24.9), (55.8, 37.6), (35.9, 14.5), (71.1, 25.8)]
     america = [(61.2, -149.9), (21.3, -157.9), (19.4, -99.1), (45.5, -73.6), (47.6, -52.7), (9.0, -79.5), (18.5, -66.1)]
-    for name, places in (("Europe", europe), ("North America", america)):
+    africa = [(14.9, -23.5), (37.3, 9.8), (11.8, 51.3), (-34.8, 20.0), (-20.2, 57.5), (-4.6, 55.5)]
+    south = [(12.4, -71.7), (-55.9, -67.3), (-0.7, -90.3), (-7.2, -34.8), (-51.7, -57.9)]
+    for name, places in (("Europe", europe), ("North America", america), ("Africa", africa), ("South America", south)):
         assert shown_in(FRAMES[name], np.array(places)).all()
     assert not shown_in(FRAMES["Europe"], np.array(america)).any()
 

@@ -178,6 +178,31 @@ def test_hover_shows_a_photo_and_a_click_keeps_it(open_page: Any, some_data: Any
     assert page.evaluate("document.activeElement.id") == "map"
 
 
+def test_of_many_tables_those_of_one_set_are_shown(open_page: Any, some_data: Any) -> None:
+    data = some_data(40)
+    (table,) = data["tables"]
+    data["tables"] = [table | {"title": f"{name} {n}", "set": name} for n in range(2) for name in ("Global", "Europe")]
+    data["tables"].append(table | {"title": "of none"})
+    data["table_notes"] = [NASTY[0], "said once"]
+    page = open_page(data).page
+    chosen = page.locator("#tables-set")
+
+    def titles() -> list[str]:
+        return page.locator("#tables-list figcaption:visible").all_text_contents()
+
+    assert titles() == ["Global 0", "Global 1", "of none"]
+    page.select_option("#set", label="Europe (14)")
+    assert chosen.input_value() == "Europe"
+    assert titles() == ["Europe 0", "Europe 1", "of none"]
+    chosen.select_option("all sets")
+    assert len(titles()) == 5
+    page.locator("#reset").click()
+    assert titles() == ["Global 0", "Global 1", "of none"]
+    assert page.locator("#tables-notes li").all_text_contents() == data["table_notes"]
+    page = open_page(some_data(40)).page
+    assert page.locator("#tables-set-field").is_hidden()
+
+
 def test_photos_at_one_place_are_gone_through(open_page: Any, some_data: Any) -> None:
     data = some_data(0)
     data["points"] = points((10, 20, 11, 21), (10, 20, 12, 22), (10, 20, 13, 23))
@@ -463,6 +488,78 @@ def test_on_a_telephone_nothing_is_wider_than_the_screen(open_page: Any, some_da
     assert card["x"] + card["width"] <= frame["x"] + frame["width"]
 
 
+@pytest.mark.parametrize(
+    "way",
+    [(-33.9, 151.2, 51.5, -0.1), (51.5, -0.1, -33.9, 151.2), (-54.8, -68.3, 71.3, 25.8), (71.3, 25.8, -54.8, -68.3),
+     (0.0, 0.0, 0.0, 179.0), (-41.3, 174.8, 40.4, -3.7)],
+)  # fmt: skip
+def test_on_a_telephone_the_truth_is_above_the_card(open_page: Any, some_data: Any, way: tuple[float, ...]) -> None:
+    """Both ends of these ways do not fit there."""
+    data = some_data(0)
+    data["points"] = points(way, (-34.6, -58.4, -34.9, -57.9))
+    opened = open_page(data, width=390, height=844, has_touch=True)
+    page = opened.page
+    for name, (lat, lon) in (("photo 0", way[:2]), ("photo 1", (-34.6, -58.4)), ("photo 0", way[:2])):
+        page.locator("#list-body tr", has_text=name).locator("td").first.tap()
+        page.wait_for_timeout(1500)
+        ring = page.locator("path.chosen-ring").bounding_box()
+        x, y = ring["x"] + ring["width"] / 2, ring["y"] + ring["height"] / 2
+        frame, card = page.locator("#map").bounding_box(), page.locator(".card").bounding_box()
+        assert frame["x"] < x < frame["x"] + frame["width"], (name, lat, lon)
+        assert frame["y"] < y < card["y"], (name, lat, lon)
+
+
+def test_nothing_moves_for_those_who_asked_for_that(open_page: Any, some_data: Any) -> None:
+    """Where the map is right after a click it stays, and it was on no way there; without the wish it flies."""
+    data = some_data(0)
+    data["points"] = points((48.1, 11.6, 35.7, 139.7), (-33.9, 151.2, -34.0, 151.0), (64.1, -21.9, 64.0, -22.0))
+    for wish in ("reduce", "no-preference"):
+        page = open_page(data, reduced_motion=wish).page
+        moves = page.evaluate(
+            """async () => {
+                const click = (selector) => () => document.querySelector(selector).click();
+                const press = (code) => () => {
+                    const map = testMap.getContainer();
+                    map.focus();
+                    const event = new KeyboardEvent("keydown", { key: code, code, bubbles: true });
+                    Object.defineProperty(event, "keyCode", { value: 39 });
+                    map.dispatchEvent(event);
+                };
+                const place = () => [testMap.getCenter().lat, testMap.getCenter().lng, testMap.getZoom()];
+                const moves = {};
+                const watch = async (name, work) => {
+                    let animated = 0;
+                    const see = () => animated++;
+                    testMap.on("zoomanim", see);
+                    const start = place();
+                    work();
+                    const first = place();
+                    await new Promise((done) => setTimeout(done, 1500));
+                    testMap.off("zoomanim", see);
+                    const same = (a, b) => a.every((value, i) => Math.abs(value - b[i]) < 1e-6);
+                    moves[name] = { moved: !same(start, place()), at_once: same(first, place()) && !animated };
+                };
+                await watch("row", click("#list-body tr:nth-child(2) td"));
+                await watch("another row", click("#list-body tr:nth-child(3) td"));
+                await watch("key", press("ArrowRight"));
+                await watch("button", click(".leaflet-control-zoom-out"));
+                return moves;
+            }"""
+        )
+        assert all(move["moved"] for move in moves.values()), moves
+        assert {move["at_once"] for move in moves.values()} == {wish == "reduce"}, moves
+
+
+def test_a_notice_is_written_out_and_its_commands_set_apart(open_page: Any, some_data: Any) -> None:
+    data = some_data(3)
+    data["notice"] = "Run `geoinfer info <b>x</b>` first; one ` alone stays."
+    data["warnings"] = ["`sequence` is empty."]
+    page = open_page(data).page
+    assert page.locator("#notice").text_content() == "Run geoinfer info <b>x</b> first; one ` alone stays."
+    assert page.locator("#notice code").all_text_contents() == ["geoinfer info <b>x</b>"]
+    assert page.locator("#warnings-list code").all_text_contents() == ["sequence"]
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_stands_out_from_its_ground(open_page: Any, some_data: Any, theme: str) -> None:
     """WCAG 2 AA, 1.4.3: 4.5 to 1, of every piece of text that is seen, against the ground that is behind it."""
@@ -515,56 +612,83 @@ def test_everything_that_is_worked_has_a_name(open_page: Any, some_data: Any) ->
 def test_many_points_stay_smooth(
     open_page: Any, some_data: Any, count: int, record_property: Callable[[str, object], None]
 ) -> None:
-    """Bounds are some ten times what a laptop without a GPU takes, for machines that are busy with other things."""
+    """What each movement has to do is counted, and its script timed apart from the browser's own drawing.
+
+    A busy machine adds time to some of the movements, work of the page's own to all: so the quickest quarter is judged
+    strictly, and the slowest twentieth for what nobody would wait for.
+    """
     data = some_data(count, thumbs=200)
     path_data = build.build_page(data)
     began = time.perf_counter()
     opened = open_page(path_data)
     page = opened.page
-    took = {"load_s": time.perf_counter() - began}
-    took |= page.evaluate(
+    load_s = time.perf_counter() - began
+    took = page.evaluate(
         """async () => {
+            const counted = { clearRect: 0, drawImage: 0, hypot: 0 };
+            const count = (owner, name) => {
+                const own = owner[name];
+                owner[name] = function (...given) { counted[name]++; return own.apply(this, given); };
+            };
+            count(CanvasRenderingContext2D.prototype, "clearRect");
+            count(CanvasRenderingContext2D.prototype, "drawImage");
+            count(Math, "hypot");
             const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
-            const timed = async (work) => { const t = performance.now(); await work(); return performance.now() - t; };
-            const middle = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
-            const search = document.getElementById("search");
-            const filter = [], pan = [], zoom = [], hover = [];
-            const set = document.getElementById("set");
-            for (let i = 0; i < 6; i++) {
-                set.value = String((i + 1) % 2);
-                filter.push(await timed(() => set.dispatchEvent(new Event("change"))));
-            }
-            for (let i = 0; i < 20; i++) {
-                pan.push(await timed(async () => { testMap.panBy([40, 10], { animate: false }); await frame(); }));
-            }
-            for (let i = 0; i < 10; i++) {
-                const to = 2 + (i % 4);
-                zoom.push(await timed(async () => { testMap.setZoom(to, { animate: false }); await frame(); }));
-            }
-            testMap.setView([48, 8], 3, { animate: false });
-            const box = testMap.getContainer().getBoundingClientRect();
-            for (let i = 0; i < 40; i++) {
-                hover.push(await timed(async () => {
-                    const clientX = box.left + box.width / 2 - 40 + 2 * i;
-                    const at = { bubbles: true, clientX, clientY: box.top + box.height / 2 };
-                    testMap.getContainer().dispatchEvent(new MouseEvent("mousemove", at));
+            const took = {};
+            const measured = async (name, times, work) => {
+                const all = { script: [], whole: [], clearRect: [], drawImage: [], hypot: [] };
+                for (let i = 0; i < times; i++) {
+                    Object.assign(counted, { clearRect: 0, drawImage: 0, hypot: 0 });
+                    const began = performance.now();
+                    // What the page leaves for the next frame is done between these two.
+                    let before = 0, after = 0;
+                    requestAnimationFrame(() => { before = performance.now(); });
+                    work(i);
+                    const at_once = performance.now() - began;
+                    requestAnimationFrame(() => { after = performance.now(); });
                     await frame();
-                }));
-            }
-            return { filter_ms: middle(filter), pan_ms: middle(pan), zoom_ms: middle(zoom), hover_ms: middle(hover) };
+                    all.whole.push(performance.now() - began);
+                    all.script.push(at_once + after - before);
+                    for (const [what, calls] of Object.entries(counted)) all[what].push(calls);
+                }
+                const part = (values, share) => values.sort((a, b) => a - b)[Math.floor(share * (values.length - 1))];
+                took[name] = {
+                    script_ms: part(all.script, 0.25), middle_ms: part(all.whole, 0.5), slow_ms: part(all.whole, 0.95),
+                    paints: Math.max(...all.clearRect), points: Math.max(...all.drawImage), asked: part(all.hypot, 1),
+                };
+            };
+            const set = document.getElementById("set");
+            await measured("filter", 8, (i) => {
+                set.value = String((i + 1) % 2);
+                set.dispatchEvent(new Event("change"));
+            });
+            await measured("pan", 20, () => testMap.panBy([40, 10], { animate: false }));
+            await measured("zoom", 12, (i) => testMap.setZoom(2 + (i % 4), { animate: false }));
+            testMap.setView([48, 8], 3, { animate: false });
+            await frame();
+            const box = testMap.getContainer().getBoundingClientRect();
+            await measured("hover", 40, (i) => {
+                const clientX = box.left + box.width / 2 - 40 + 2 * i;
+                const at = { bubbles: true, clientX, clientY: box.top + box.height / 2 };
+                testMap.getContainer().dispatchEvent(new MouseEvent("mousemove", at));
+            });
+            return took;
         }"""
     )
-    took["page_mb"] = len(path_data) / 1e6
-    for name, value in took.items():
-        record_property(name, round(value, 2))
-    print(count, {name: round(value, 2) for name, value in took.items()})
+    for name, value in (("load_s", load_s), ("page_mb", len(path_data) / 1e6), *took.items()):
+        record_property(name, value)
+        print(count, name, value)
     assert shown(page) == count
     assert page.locator("#list-body tr").count() == 50
-    assert took["load_s"] < 30
-    assert took["filter_ms"] < 1500
-    assert took["pan_ms"] < 600
-    assert took["zoom_ms"] < 1200
-    assert took["hover_ms"] < 400
+    assert load_s < 60
+    # The ground and the photos have a canvas each, which a movement may draw twice. The world may be in view twice.
+    assert all(took[name]["paints"] <= 4 for name in ("filter", "pan", "zoom"))
+    assert all(took[name]["points"] <= 4 * count for name in ("filter", "pan", "zoom"))
+    assert (took["hover"]["paints"], took["hover"]["points"]) == (0, 0)
+    assert took["hover"]["asked"] < count / 5
+    for name, script_ms in (("hover", 40), ("pan", 150), ("zoom", 60), ("filter", 400)):
+        assert took[name]["script_ms"] < script_ms, name
+    assert all(one["slow_ms"] < 3000 for one in took.values())
 
 
 @pytest.fixture

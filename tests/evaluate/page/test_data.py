@@ -207,13 +207,26 @@ def test_tables_and_figures_are_carried_over(tmp_path: Path) -> None:
         Picture("World", [tmp_path / "world.svg", tmp_path / "world.png"]),
         Picture("no png", [tmp_path / "x.svg"]),
     ]
-    table = Table("Errors", ["Model", "Median"], [["mine", "12.3"]], [[False, True]], "a note")
-    data = evaluation_data(evaluated(outcomes(5)), [table], figures)  # type: ignore[arg-type]
+    table = Table(
+        "Errors", ["Model", "Median"], [["mine", "12.3"]], [[False, True]], "a note", "x", ("shared",), "Europe"
+    )
+    data = evaluation_data(evaluated(outcomes(5)), [table, table], figures)  # type: ignore[arg-type]
     assert data["figures"] == [{"title": "World", "png": "data:image/png;base64,cG5n"}]
-    assert data["tables"] == [
-        {"title": "Errors", "columns": ["Model", "Median"], "rows": [["mine", "12.3"]], "bold": [[False, True]],
-         "note": "a note"}
-    ]  # fmt: skip
+    shown = {
+        "title": "Errors", "columns": ["Model", "Median"], "rows": [["mine", "12.3"]], "bold": [[False, True]],
+        "note": "a note", "set": "Europe",
+    }  # fmt: skip
+    assert data["tables"] == [shown, shown]
+    assert data["table_notes"] == ["shared"]
+
+
+def test_no_distance_is_rounded_onto_an_edge() -> None:
+    edges = [1.0, 25.0, 200.0, 500.0, 750.0, 1500.0, 2500.0]
+    for beside in (-0.0004, -1e-9, 1e-9, 0.0004, 0.04):
+        for edge, made in zip(edges, kilometres(np.array(edges) + beside), strict=True):
+            assert made is not None
+            assert (made < edge, made > edge) == (beside < 0, beside > 0)
+    assert kilometres([500.0, 1.0]) == [500, 1]
 
 
 @pytest.mark.parametrize("count", [1, 7])

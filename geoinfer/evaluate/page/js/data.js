@@ -8,8 +8,8 @@ const measureKey = isEvaluation ? "error_km" : "radius_km";
 const measureName = isEvaluation ? "Error" : "Radius";
 
 const RADII_KM = page.radii_km ?? [1, 25, 200, 750, 2500];
-// Whether an error of exactly R km is within R km: conventions differ.
-const withinIsInclusive = page.convention?.inclusive ?? false;
+// Whether an error of exactly R km is within R km: conventions differ. A radius is, as its colours have it.
+const withinIsInclusive = page.convention?.inclusive ?? !isEvaluation;
 
 const photos = readColumns(page.points);
 const bands = readBands(page.bands ?? []);

@@ -37,7 +37,12 @@ function formatKm(km, unit = true) {
   return unit ? `${text} km` : text;
 }
 
-const formatScore = (score) => (isNumber(score) ? Number(score.toPrecision(3)).toString().replace("-", "−") : NONE);
+// Scores are shares mostly; as many decimals for each, so that they stand below each other.
+function formatScore(score) {
+  if (!isNumber(score)) return NONE;
+  const text = Math.abs(score) <= 1 ? score.toFixed(3) : Number(score.toPrecision(3)).toString();
+  return text.replace("-", "−");
+}
 
 const formatPercent = (share) => (isNumber(share) ? `${share.toFixed(1)}%` : NONE);
 

@@ -53,6 +53,7 @@ function resetFilters() {
   byId("score-low").value = "0";
   byId("score-high").value = "100";
   showScores();
+  chooseTablesOf(page.sets?.[0]);
   applyFilters();
 }
 
@@ -78,6 +79,7 @@ function setUpSets() {
   });
   byId("set").addEventListener("change", (event) => {
     chosen.set = Number(event.target.value);
+    chooseTablesOf(names[chosen.set]);
     applyFilters();
   });
 }

@@ -1,6 +1,9 @@
 // The map: ground, points, and whichever photo is looked at, under the pointer or kept open.
 
 const SLACK_PX = { mouse: 4, touch: 14 };
+const FLIGHT_ZOOM = 7;
+// Pixels between a place and the map's edge, for its mark.
+const EDGE_ROOM = 10;
 const NO_MOTION = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 const mapState = { map: null, points: null, land: null, overlay: null, card: null, photo: -1, pinned: false, turn: 0, stack: [] };
@@ -22,6 +25,7 @@ function setUpMap() {
     map.createPane(name).style.zIndex = level;
   }
   map.getPane("photos").style.pointerEvents = "none";
+  if (NO_MOTION) map.panBy = (offset, options) => L.Map.prototype.panBy.call(map, offset, { ...options, animate: false });
   mapState.map = map;
   fitWorld();
   showAll();
@@ -285,14 +289,45 @@ function markIcon(className, size, text = "") {
   return L.divIcon({ className: "", html: el("div", { class: className }, text), iconSize: [size, size] });
 }
 
-// Moves the map so that the places are in view beside the card, from wherever it is.
-function flyTo(places) {
-  const bounds = L.latLngBounds(places);
+// Moves the map so that the places are in view beside the card, from wherever it is. Where they do not fit, the first
+// of what matters does: a map cannot be zoomed out, nor moved, beyond the world's upper and lower edge.
+function flyTo(places, first = places[0]) {
+  const { map } = mapState;
+  const room = roomBesideCard(map.getSize());
+  const padding = L.point(room.left + room.right, room.top + room.bottom);
+  let zoom = Math.min(FLIGHT_ZOOM, map.getBoundsZoom(L.latLngBounds(places), false, padding));
+  let view = viewOf(places, zoom, room);
+  if (!view.fits) view = viewOf([first], zoom, room);
+  while (!view.fits && zoom < FLIGHT_ZOOM) {
+    zoom += map.options.zoomSnap;
+    view = viewOf([first], zoom, room);
+  }
+  const centre = map.unproject(view.centre, zoom);
+  if (NO_MOTION) map.setView(centre, zoom, { animate: false });
+  else map.flyTo(centre, zoom, { duration: 0.8 });
+}
+
+// What the card, the map's buttons and its edges take of it, in pixels. A card at the bottom grows with its picture, up
+// to 62% of the map.
+function roomBesideCard(size) {
+  if (isNarrow(size)) return { left: 30, top: 30, right: 30, bottom: 0.62 * size.y + 20 };
+  return { left: 60, top: 40, right: mapState.card.offsetWidth + 40, bottom: 40 };
+}
+
+// The middle of the map, in pixels of the world at a zoom, from which places are in the middle of the room, or as near
+// to it as the world's edges let them be; and whether they are all within the room then.
+function viewOf(places, zoom, { left, top, right, bottom }) {
   const size = mapState.map.getSize();
-  const aside = isNarrow(size) ? [30, size.y * 0.62] : [mapState.card.offsetWidth + 40, 40];
-  const options = { maxZoom: 7, paddingTopLeft: [isNarrow(size) ? 30 : 60, 40], paddingBottomRight: aside, duration: 0.8 };
-  if (NO_MOTION) mapState.map.fitBounds(bounds, { ...options, animate: false });
-  else mapState.map.flyToBounds(bounds, options);
+  const world = 256 * 2 ** zoom;
+  const box = L.bounds(places.map((place) => mapState.map.project(place, zoom)));
+  const centre = box.getCenter().add([(right - left) / 2, (bottom - top) / 2]);
+  centre.y = Math.max(size.y / 2, Math.min(world - size.y / 2, centre.y));
+  const corner = centre.subtract(size.divideBy(2));
+  const fits =
+    box.getSize().x <= size.x - left - right &&
+    box.min.y - corner.y >= EDGE_ROOM &&
+    box.max.y - corner.y <= size.y - Math.max(EDGE_ROOM, bottom - 12);
+  return { centre, fits };
 }
 
 // What of the map belongs to a photo: the way from truth to answer, or the circle around its answer.
@@ -312,5 +347,5 @@ function openFromList(photo) {
   }
   const turn = Math.round((mapState.map.getCenter().lng - photos.mapLon[photo]) / 360);
   showPhoto(photo, { turn, stack: [photo], pinned: true });
-  flyTo(extentOf(photo, turn));
+  flyTo(extentOf(photo, turn), placeOnMap(photo, turn));
 }

@@ -4,9 +4,10 @@ function showHead() {
   byId("brand").textContent = page.version ? `geoinfer ${page.version}` : "geoinfer";
   fillOrHide("title", page.title);
   fillOrHide("subtitle", page.subtitle);
-  fillOrHide("notice", page.notice);
+  byId("notice").replaceChildren(...withCode(page.notice ?? ""));
+  byId("notice").hidden = !page.notice;
   byId("warnings").hidden = !page.warnings?.length;
-  byId("warnings-list").append(...(page.warnings ?? []).map((warning) => el("li", {}, warning)));
+  byId("warnings-list").append(...(page.warnings ?? []).map((warning) => el("li", {}, ...withCode(warning))));
   const [some, all] = [page.shown ?? photos.count, page.of ?? photos.count];
   if (some < all) {
     const rest = "The summary, tables and figures are of all; map, list and the figures above them of these.";
@@ -15,6 +16,11 @@ function showHead() {
   byId("about-made").textContent = isEvaluation
     ? "Points are where photos were taken, coloured by how far off the answer is. A line leads from there to the answer, on the great circle."
     : "Points are answers, coloured by the radius that goes with each; the circle around one is that radius.";
+}
+
+// Sentences in which what is typed or read by a program stands between backticks; one without its other is itself.
+function withCode(text) {
+  return text.split(/`([^`]+)`/).map((part, i) => (i % 2 ? el("code", {}, part) : part));
 }
 
 function fillOrHide(id, text) {
@@ -41,16 +47,37 @@ function showSummary() {
 function showTables() {
   const tables = page.tables ?? [];
   byId("tables").hidden = !tables.length;
-  // Tables of one kind share their note: it stands under the last of those that follow each other.
-  const isLast = (i) => tables[i + 1]?.note !== tables[i].note;
-  byId("tables-list").append(...tables.map((table, i) => tableElement({ ...table, note: isLast(i) ? table.note : "" }, i)));
+  byId("tables-list").append(...tables.map(tableElement));
+  byId("tables-notes").append(...(page.table_notes ?? []).map((note) => el("li", {}, note)));
+  const names = [...new Set(tables.map(({ set }) => set).filter(Boolean))];
+  byId("tables-set-field").hidden = names.length < 2;
+  if (names.length < 2) return;
+  // Of many sets the tables of one are shown, at first those of the first.
+  byId("tables-set").append(...names.map((name) => el("option", { value: name }, name)), el("option", { value: "" }, "all sets"));
+  byId("tables-set").addEventListener("change", showTablesOfSet);
+  showTablesOfSet();
+}
+
+function showTablesOfSet() {
+  const name = byId("tables-set").value;
+  page.tables.forEach(({ set }, i) => {
+    byId("tables-list").children[i].hidden = Boolean(name && set && set !== name);
+  });
+}
+
+// The tables follow the set that is chosen for the map and the list, where there are tables of it.
+function chooseTablesOf(name) {
+  const select = byId("tables-set");
+  if (![...select.options].some(({ value }) => value === name)) return;
+  select.value = name;
+  showTablesOfSet();
 }
 
 function tableElement({ title, columns, rows, bold, note }, number) {
   const id = `table-${number}`;
   const cell = (text, row, column) => {
     const inside = bold?.[row]?.[column] ? el("strong", {}, text) : text;
-    return column === 0 ? el("th", { scope: "row" }, inside) : el("td", { class: looksNumeric(text) ? "number" : "" }, inside);
+    return column === 0 ? el("th", { scope: "row" }, inside) : el("td", { class: numeric[column] ? "number" : "" }, inside);
   };
   const numeric = columns.map((_, column) => column > 0 && rows.some((row) => looksNumeric(row[column])));
   return el(
@@ -76,7 +103,7 @@ function tableElement({ title, columns, rows, bold, note }, number) {
   );
 }
 
-const looksNumeric = (text) => /^[\s−–+-]*[\d.,]/.test(String(text ?? "")) || ["–", "-", ""].includes(String(text ?? "").trim());
+const looksNumeric = (text) => /^[\s−–+-]*[\d.,]/.test(String(text ?? "")) || ["–", "-", "N/A", ""].includes(String(text ?? "").trim());
 
 function showFigureGallery() {
   const figures = page.figures ?? [];
