@@ -36,7 +36,9 @@ _DOUBTFUL_SHARES: Final = (
 _BASELINES: Final = {
     CONSTANT: f"{CONSTANT}: one place for all photos of the set, chosen with knowledge of the truth to make the median "
     "small.",
-    RANDOM_REFERENCE: f"{RANDOM_REFERENCE}: the place of any reference, whatever the photo shows.",
+    RANDOM_REFERENCE: (
+        f"{RANDOM_REFERENCE}: the place of any reference that the photo may be answered with, whatever it shows."
+    ),
 }
 
 
