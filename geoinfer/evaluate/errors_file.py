@@ -18,6 +18,7 @@ from geoinfer.batch.rows import ESTIMATED, path_fields
 from geoinfer.errors import InputError
 from geoinfer.evaluate.outcomes import OK, STATUSES, NearestReferences, Outcomes
 from geoinfer.integrity import atomic_file
+from geoinfer.places import CONTINENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,8 +62,6 @@ COLUMNS: Final = (
 """Columns that every such file has; behind them those of the labels that make sets, as `label:NAME`."""
 
 LABEL_PREFIX: Final = "label:"
-
-CONTINENTS: Final = ("Africa", "Antarctica", "Asia", "Europe", "North America", "Oceania", "South America")
 
 
 def write_errors(evaluation: Evaluation, path: Path) -> None:

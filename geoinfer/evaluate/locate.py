@@ -146,23 +146,12 @@ class _Table:
 
     def outcomes(self) -> Outcomes:
         """All of it."""
-        truth = self._truth
-        return Outcomes(
-            ids=truth.ids,
-            paths=truth.paths,
-            truth=truth.coordinates,
-            predicted=self._predicted,
-            statuses=self._statuses,
-            reasons=self._reasons,
+        return self._truth.outcomes(
+            self._predicted,
+            self._statuses,
+            self._reasons,
             scores=self._scores,
             radii_km=self._radii,
-            countries=truth.countries,
-            regions=truth.regions,
-            sub_regions=truth.sub_regions,
-            cities=truth.cities,
-            sources=truth.sources,
-            sequences=truth.sequences,
-            columns=truth.columns,
             references=self._near,
             candidates=self._candidates,
         )

@@ -252,22 +252,12 @@ def _outcomes(truth: Truth, table: PredictionTable, found: list[int], predicted:
         chosen[known] = values[rows[known]]
         return chosen
 
-    return Outcomes(
-        ids=truth.ids,
-        paths=truth.paths,
-        truth=truth.coordinates,
-        predicted=predicted,
-        statuses=[MISSING if row < 0 else table.statuses[row] for row in found],
-        reasons=[missing if row < 0 else table.reasons[row] for row in found],
+    return truth.outcomes(
+        predicted,
+        [MISSING if row < 0 else table.statuses[row] for row in found],
+        [missing if row < 0 else table.reasons[row] for row in found],
         scores=numbers(table.scores),
         radii_km=numbers(table.radii_km),
-        countries=truth.countries,
-        regions=truth.regions,
-        sub_regions=truth.sub_regions,
-        cities=truth.cities,
-        sources=truth.sources,
-        sequences=truth.sequences,
-        columns=truth.columns,
         candidates=None if table.candidates is None else [() if row < 0 else table.candidates[row] for row in found],
     )
 

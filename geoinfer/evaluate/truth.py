@@ -14,7 +14,9 @@ from geoinfer.batch.rows import path_fields
 from geoinfer.columns import coordinate_columns, normalised
 from geoinfer.errors import ImageError, InputError, LabelsError
 from geoinfer.evaluate.coordinate_checks import check_coordinates, look_swapped, may_be_radians
-from geoinfer.images import discover, read_image_file, read_metadata
+from geoinfer.evaluate.outcomes import Outcomes
+from geoinfer.images import discover
+from geoinfer.images.exif import own_location
 from geoinfer.labels import NAME_COLUMNS, open_labels, other_columns, read_labels
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from geoinfer.evaluate.outcomes import NearestReferences
     from geoinfer.labels import Label, LabelsFile
+    from geoinfer.prediction import Candidate
 
 _SHOWN: Final = 3
 _THREADS: Final = 8
@@ -76,6 +80,38 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def outcomes(
+        self,
+        predicted: NDArray[np.float64],
+        statuses: list[str],
+        reasons: list[str],
+        *,
+        scores: NDArray[np.float64],
+        radii_km: NDArray[np.float64],
+        references: NearestReferences | None = None,
+        candidates: list[tuple[Candidate, ...]] | None = None,
+    ) -> Outcomes:
+        """These photos with what was answered of them, all in this order; see `Outcomes`."""
+        return Outcomes(
+            ids=self.ids,
+            paths=self.paths,
+            truth=self.coordinates,
+            predicted=predicted,
+            statuses=statuses,
+            reasons=reasons,
+            scores=scores,
+            radii_km=radii_km,
+            countries=self.countries,
+            regions=self.regions,
+            sub_regions=self.sub_regions,
+            cities=self.cities,
+            sources=self.sources,
+            sequences=self.sequences,
+            columns=self.columns,
+            references=references,
+            candidates=candidates,
+        )
 
 
 def read_truth(
@@ -242,7 +278,7 @@ def _truth_of_exif(folder: Path) -> Truth:
     photos = discover([os.fspath(folder)])
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(photos, _READ_AT_ONCE)):
-            found = pool.map(_own_place, [photo.path for photo in batch], [photo.problem for photo in batch])
+            found = pool.map(own_location, [photo.path for photo in batch], [photo.problem for photo in batch])
             for photo, place in zip(batch, found, strict=True):
                 name = path_fields(os.path.relpath(photo.path, root))["path"]
                 if isinstance(place, ImageError):
@@ -271,16 +307,6 @@ def _truth_of_exif(folder: Path) -> Truth:
         unusable=unusable,
         warnings=[_unusable_words(folder, count, unusable)] if unusable else [],
     )
-
-
-def _own_place(path: bytes, problem: ImageError | None) -> tuple[float, float] | ImageError:
-    if problem is not None:
-        return problem
-    try:
-        coordinates = read_metadata(*read_image_file(path)).coordinates
-    except ImageError as error:
-        return error
-    return coordinates or ImageError("labels", "no_gps", "the photo's EXIF holds no position")
 
 
 def _check_some_photo(opened: LabelsFile, rows: list[Label]) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from geoinfer.errors import ImageError
 from geoinfer.images.decode import open_lazily
+from geoinfer.images.read import read_image_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +53,22 @@ def read_metadata(data: bytes, kind: str) -> PhotoMetadata:
     except Exception:  # noqa: BLE001 - Pillow raises nearly anything on damaged metadata; it then says nothing
         return PhotoMetadata(None, None)
     return PhotoMetadata(_coordinates(gps), _time(photo.get(_TAKEN_AT)))
+
+
+def own_location(path: bytes, problem: ImageError | None) -> tuple[float, float] | ImageError:
+    """Where a photo's own EXIF says it was taken, (latitude, longitude) in degrees, or why that is not known.
+
+    Args:
+        path: the photo.
+        problem: what is known to be wrong with it already, which is then the answer.
+    """
+    if problem is not None:
+        return problem
+    try:
+        coordinates = read_metadata(*read_image_file(path)).coordinates
+    except ImageError as error:
+        return error
+    return coordinates or ImageError("labels", "no_gps", "the photo's EXIF holds no position")
 
 
 def _time(value: Any) -> datetime | None:

@@ -103,11 +103,8 @@ def test_where_the_result_has_candidates_its_page_is_the_same_whenever_it_is_mad
     assert Path("during.html").read_bytes() == Path("after.html").read_bytes()
 
 
-@pytest.mark.parametrize(("first", "then"), [((), ("--map", "m.html")), (("--map", "m.html"), ())])
-def test_an_interrupted_run_goes_on_with_or_without_a_map(
-    predict, tiny, monkeypatch: pytest.MonkeyPatch, first: tuple[str, ...], then: tuple[str, ...]
-) -> None:
-    assert predict(tiny.photos, "-o", "whole.csv", "--map", "whole.html").code == 0
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
+    """Ctrl-C comes once, when so many parts, of one photo each, are safe."""
     monkeypatch.setattr(batch_predict, "_COMMIT_ROWS", 1)
     monkeypatch.setattr(batch_predict, "_BLOCK", 1)
     commit, commits = batch_predict.RunLedger.commit, []
@@ -115,10 +112,18 @@ def test_an_interrupted_run_goes_on_with_or_without_a_map(
     def interrupting(self, *arguments):
         commit(self, *arguments)
         commits.append(1)
-        if len(commits) == 2:
+        if len(commits) == parts:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(batch_predict.RunLedger, "commit", interrupting)
+
+
+@pytest.mark.parametrize(("first", "then"), [((), ("--map", "m.html")), (("--map", "m.html"), ())])
+def test_an_interrupted_run_goes_on_with_or_without_a_map(
+    predict, tiny, monkeypatch: pytest.MonkeyPatch, first: tuple[str, ...], then: tuple[str, ...]
+) -> None:
+    assert predict(tiny.photos, "-o", "whole.csv", "--map", "whole.html").code == 0
+    interrupt_after(monkeypatch, 2)
     stopped = predict(tiny.photos, *first)
     assert (stopped.code, Path("m.html").exists()) == (130, False)
     assert predict(tiny.photos, *then).code == 0
@@ -141,17 +146,7 @@ def test_a_run_with_a_map_that_is_interrupted_ends_with_the_same_page(
     assert predict("photos", "--map", "m.html", "--max-errors", "1").code == 0
     whole = Path("m.html").read_bytes()
     Path("m.html").unlink()
-    monkeypatch.setattr(batch_predict, "_COMMIT_ROWS", 1)
-    monkeypatch.setattr(batch_predict, "_BLOCK", 1)
-    commit, commits = batch_predict.RunLedger.commit, []
-
-    def interrupting(self, *arguments):
-        commit(self, *arguments)
-        commits.append(1)
-        if len(commits) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(batch_predict.RunLedger, "commit", interrupting)
+    interrupt_after(monkeypatch, 3)
     assert predict("photos", "--map", "m.html", "--restart").code == 130
     assert predict("photos", "--map", "m.html", "--max-errors", "1").code == 0
     assert Path("m.html").read_bytes() == whole

@@ -14,8 +14,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal
 
 from geoinfer.errors import ImageError, InputError, LabelsError
-from geoinfer.images import discover, read_image_file, read_metadata
+from geoinfer.images import discover
 from geoinfer.images.discover import IMAGE_SUFFIXES
+from geoinfer.images.exif import own_location
 from geoinfer.labels import LabelsFile, open_labels, read_labels
 from trainer.data.archives import list_members
 
@@ -202,7 +203,7 @@ def _rows_of_photos(source: PhotoSource, threads: int) -> Iterator[Row]:
         while batch := list(islice(photos, _READ_AT_ONCE)):
             paths = [photo.path for photo in batch]
             known = [photo.problem for photo in batch]
-            for path, answer in zip(paths, pool.map(_own_location, paths, known), strict=True):
+            for path, answer in zip(paths, pool.map(own_location, paths, known), strict=True):
                 relative = _relative(path, source.root)
                 where = answer if isinstance(answer, tuple) else (float("nan"), float("nan"))
                 yield Row(
@@ -213,18 +214,6 @@ def _rows_of_photos(source: PhotoSource, threads: int) -> Iterator[Row]:
                     place=Place(relative),
                     problem=answer if isinstance(answer, ImageError) else None,
                 )
-
-
-def _own_location(path: bytes, problem: ImageError | None) -> tuple[float, float] | ImageError:
-    if problem is not None:
-        return problem
-    try:
-        coordinates = read_metadata(*read_image_file(path)).coordinates
-    except ImageError as error:
-        return error
-    if coordinates is None:
-        return ImageError("labels", "no_location", "the photo's EXIF does not say where it was taken")
-    return coordinates
 
 
 class PhotoIndex:

@@ -114,7 +114,7 @@ def test_what_makes_no_sense_is_left_out(tmp_path: Path, make_evaluation) -> Non
 def test_any_name_can_be_drawn(tmp_path: Path, make_evaluation, name: str) -> None:
     evaluation = make_evaluation([EUROPE, PEKING], [PEKING, PEKING], scores=[1, 2], name=name, sets={name: [1, 1]})
     save_map(cumulative(evaluation), tmp_path / "plot.svg")
-    ET.parse(tmp_path / "plot.svg")
+    assert ET.parse(tmp_path / "plot.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_errors(tmp_path: Path, make_evaluation, monkeypatch: pytest.MonkeyPatch) -> None:

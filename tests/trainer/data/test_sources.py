@@ -94,7 +94,7 @@ def test_photos_with_gps(shared_exif: Path) -> None:
     for row in rows:
         expected = read_metadata(*read_image_file(bytes(shared_exif / row.id))).coordinates
         if expected is None:
-            assert row.problem.code == "no_location"
+            assert row.problem.code == "no_gps"
         else:
             assert (row.coordinates, row.problem, row.place) == (expected, None, Place(os.fsencode(row.id)))
             located += 1
