@@ -28,13 +28,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from common import machine, make_photos, save, spread
+from peers.geoclip_package import load_package, random_clip
 
 from export.geoclip import GeoClipOptions, export_geoclip
 
@@ -62,28 +62,6 @@ class Remembered(torch.nn.Module):
         if self.kept is None:
             self.kept = self.encoder(coordinates)
         return self.kept
-
-
-def random_clip(folder: Path) -> Path:
-    """CLIP ViT-L/14 with random weights, in the files of the real one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from geoclip import GeoCLIP
-    from transformers import CLIPImageProcessor
-
-    torch.manual_seed(0)
-    model = GeoCLIP(from_pretrained=False, clip_pretrained=False)
-    model.image_encoder.CLIP.save_pretrained(folder)
-    CLIPImageProcessor().save_pretrained(folder)
-    return folder
-
-
-def load_package(clip: Path) -> torch.nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from geoclip import GeoCLIP
-
-        return GeoCLIP(clip_path=str(clip)).eval()
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -1,17 +1,23 @@
 """Everything that only a GPU can show, in one run, as one table: `make gpu-check`.
 
-    python benchmarks/gpu_check.py [--only tests training embed engines faiss predict] [--quick] [--save]
+    python benchmarks/gpu_check.py [--only tests embed benchmark faiss …] [--quick] [--save]
 
 - tests: those marked `gpu`.
-- training: images a second of ViT-B/16 and ResNet50 beside the plain loop (`bench_training.py`).
-- embed: ONNX Runtime's CUDA and TensorRT providers and TensorRT engines by batch size, with the roofline
-  (`bench_embed.py`).
+- embed: ViT-B/16 and ViT-L/16 in fp16 by ONNX Runtime's CUDA and TensorRT providers and TensorRT engines, by batch
+  size, with the roofline (`bench_embed.py`).
+- benchmark: `geoinfer benchmark` from JPEGs to rows: the shipped model and a ViT-B/16 in fp16, by ONNX Runtime's CUDA
+  provider and each engine, held against the slowest stage.
+- decode: JPEGs by nvImageCodec and by all cores, by class.
 - engines: for every flavour of TensorRT that is installed, `geoinfer engine build` of the shipped model and of a
   ViT-B/16 in fp16 (random weights), with the parity that the command finds on the device.
 - faiss: a million references, flat in fp16 and fp32, ivf, ivf-pq, and hnsw (CAGRA where FAISS has it) on one GPU
   and on all of them, beside the CPU: the same ids, recall, queries a second by batch, memory.
 - predict: `geoinfer predict` from JPEGs to the CSV, by the CPU, ONNX Runtime's CUDA provider and each engine.
+- training: a step of the ViT-B/16 and ViT-L/16 recipes and of ResNet50, beside the plain loop, and its memory
+  (`bench_training.py`).
+- models: the other models and precisions by provider and batch (`bench_embed.py`).
 
+Rows that begin with `aim` say of what should be reached whether it was. Not to reach one is no failure.
 What fails or cannot run takes its own line of the table and nothing else; each line is printed and stored as soon as
 it is known. The exit status is 1 if anything failed.
 """
@@ -37,7 +43,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from bench_index import recall, similarities_of
 from common import CHECKOUT, RESULTS, machine, make_photos, save
-from index_contender import Contender, rate, write_ours
+from gpu_figures import END_TO_END, ROOFLINE, SEARCH, Row, decode_rows, embed_rows, end_to_end
+from index_contender import Contender, made_up_references, rate, write_ours
 from index_data import clustered
 
 from geoinfer.bundle import SHIPPED
@@ -55,11 +62,9 @@ if TYPE_CHECKING:
     from geoinfer.index.base import Neighbors, ReferenceIndex
     from geoinfer.index.store import StoredIndex
 
-Row = tuple[str, str, str]
-"""What, outcome (`ok`, `FAILED`, `not run`), figures or the reason."""
-
-VIT = "vit_base_patch16_224"
+VIT, VIT_LARGE = "vit_base_patch16_224", "vit_large_patch16_224"
 REFERENCES, DIM, QUERIES = 1_000_000, 256, 2048
+BATCHES_ON_CPU, BATCHES_ON_GPU = (1, 64, 1024, 4096), (1, 64, 1024, 4096, 16384)
 FAR_KM, FAR_SHARE = 25.0, 0.01
 """So few answers may lie so far from the CPU's: neighbours about as similar change places when figures round."""
 
@@ -162,34 +167,145 @@ def tests(check: Check) -> Iterator[Row]:
 
 
 def training(check: Check) -> Iterator[Row]:
+    # Backbone, frozen part and batch are those of vit_single_stage, of the second stage of vit_large_multistage, and of
+    # resnet50; the loss is the contrastive one in all of them.
     for backbone, train, batch, memory in (
-        (VIT, "last:4", 400, ("64", "128", "256", "400")),
-        ("resnet50", "layer3+layer4", 128, ("64", "128", "256")),
+        (VIT, "last:4", 400, ("400", "64", "128", "256")),
+        (VIT_LARGE, "last:12", 128, ("128", "64")),
+        ("resnet50", "layer3+layer4", 128, ("128", "64", "256")),
     ):
         name = check.result(f"training-{backbone}")
+        what = f"training, {backbone}, {train}, batches of {batch}"
         count, steps, rounds = ("800", "4", "1") if check.quick else ("2000", "20", "3")
-        run(
+        done = run(
             "benchmarks/bench_training.py", "--device", "cuda", "--backbone", backbone, "--train", train,
             "--batch-size", str(batch), "--count", count, "--steps", steps, "--rounds", rounds,
-            "--memory-batches", *(memory[:1] if check.quick else memory), "--save", name,
+            "--memory-batches", *(memory[:1] if check.quick else memory), "--save", name, fails=True,
         )  # fmt: skip
+        if done.returncode:
+            yield what, "FAILED", reason(done.stderr)
+            continue
         result = json.loads((RESULTS / f"{name}.json").read_text())
         ours, waiting = (float(np.median(result[key]["ours"])) for key in ("images_per_second", "waiting_share"))
         ratio = float(np.median(result["ratio"]))
-        memory_gib = max(result["memory_mib"].values()) / 1024
+        memory_gib = result["memory_mib"][str(batch)] / 1024
         yield (
-            f"training, {backbone}, batches of {batch}",
+            what,
             "ok",
             f"{ours:.0f} images/s, {ratio:.2f} times the plain loop, {100 * waiting:.1f} % waiting for data, "
-            f"{memory_gib:.1f} GiB",
+            f"{memory_gib:.1f} GiB for a step",
         )
 
 
 def embed(check: Check) -> Iterator[Row]:
+    shares = []
+    for model in (VIT, VIT_LARGE):
+        name = check.result(f"embed-{model}")
+        how = ("1", "1", "1", "64") if check.quick else ("3", "2", "1", "32", "64", "128")
+        rounds, seconds, *batches = how
+        of = ("--models", model, "--precisions", "fp16")
+        run(
+            "benchmarks/bench_embed.py", "--device", "cuda", *of, "--rounds", rounds, "--seconds", seconds,
+            "--save", name, "--batches", *batches,
+        )  # fmt: skip
+        for row, share in embed_rows(json.loads((RESULTS / f"{name}.json").read_text()), "fp16"):
+            yield row
+            if share is not None and model == VIT:
+                shares.append((share, row[0].removeprefix("embed, ")))
+    yield ROOFLINE.row(shares)
+
+
+def models(check: Check) -> Iterator[Row]:
     name = check.result("embed")
     few = ("--rounds", "1", "--seconds", "1", "--batches", "1", "64") if check.quick else ()
     run("benchmarks/bench_embed.py", "--device", "cuda", "--save", name, *few)
-    yield "embedding by provider and batch", "ok", f"benchmarks/results/{name}.md"
+    yield "embedding by model, precision, provider and batch", "ok", f"benchmarks/results/{name}.md"
+
+
+def benchmark(check: Check) -> Iterator[Row]:
+    """`geoinfer benchmark` of each model, the shipped one on web-sized photos, the ViT on those and on originals."""
+    shares = []
+    vit = vit_model(check)
+    web, originals = ("200", "60") if check.quick else ("4000", "600")
+    for model, index, kinds in (
+        (SHIPPED / "model.onnx", SHIPPED / "index", (("web", web),)),
+        (vit, vit_index(check, vit), (("web", web), ("12MP", originals))),
+    ):
+        engines, missing = engines_of(check, model)
+        yield from ((f"end to end, {model.stem}, {what}", outcome, why) for what, outcome, why in missing)
+        for name, engine, device in [("ONNX Runtime, CUDA", model, "cuda"), *engines]:
+            for kind, count in kinds:
+                what = f"end to end, {model.stem}, {kind} photos, {name}"
+                result = check.folder / "benchmark.json"
+                result.unlink(missing_ok=True)
+                done = geoinfer(
+                    "benchmark", "--generate", kind, "--count", count, "--engine", str(engine), "--index", str(index),
+                    "--device", device, "--repeat", "1" if check.quick else "3", "--json", str(result), fails=True,
+                )  # fmt: skip
+                if done.returncode:
+                    yield what, "FAILED", reason(done.stderr)
+                    continue
+                figures, share = end_to_end(json.loads(result.read_text())["result"])
+                shares.append((share, what.removeprefix("end to end, ")))
+                yield what, "ok", figures
+    # The least of them: every way should come so close to what holds it back.
+    yield END_TO_END.row([min(shares)] if shares else [])
+
+
+def engines_of(check: Check, model: Path) -> tuple[list[tuple[str, Path, str]], list[Row]]:
+    """Name, file and device of an engine of the model by each flavour; and rows for those that there are none of."""
+    made, missing = [], []
+    for flavor in installed_flavors():
+        engine = check.folder / f"{model.stem}-{flavor}.trt"
+        if not engine.is_file():
+            done = geoinfer("engine", "build", str(model), "--out", str(engine), "--flavor", flavor, fails=True)
+            if done.returncode:
+                missing.append((f"engine, {flavor}", "FAILED", reason(done.stderr)))
+                continue
+        if unserved(engine, check.gpu):
+            missing.append((f"engine, {flavor}", "not run", unserved(engine, check.gpu)))
+            continue
+        made.append((f"engine, {flavor}", engine, "auto"))
+    return made, missing
+
+
+def vit_index(check: Check, model: Path) -> Path:
+    """An index of made-up embeddings that the ViT could have made: what it answers does not matter here."""
+    from geoinfer.backends.base import EmbedderIdentity
+    from geoinfer.engines.embedder_model import read_embedder_model
+    from geoinfer.images import Preprocessing
+    from geoinfer.index import write_index
+
+    target = check.folder / "index-vit"
+    if not target.is_dir():
+        about = read_embedder_model(model)
+        identity = EmbedderIdentity(about.identity, about.dim, Preprocessing.from_dict(about.preprocessing))
+        vectors = (
+            np.random.default_rng(0).normal(size=(1_000 if check.quick else 100_000, about.dim)).astype(np.float32)
+        )
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        write_index(target, vectors, made_up_references(0, len(vectors)), identity)
+    return target
+
+
+def decode(check: Check) -> Iterator[Row]:
+    from geoinfer.batch.device_decoding import open_decoder
+    from geoinfer.errors import DeviceError, MissingPackageError
+    from geoinfer.images import Preprocessing
+    from geoinfer.images.device.choose import choose, measure
+    from geoinfer.machine import available_cores
+
+    try:
+        decoder = open_decoder(Preprocessing(), 0)
+    except MissingPackageError as error:
+        yield "decode on the GPU", "not run", str(error)
+        return
+    except DeviceError as error:
+        yield "decode on the GPU", "FAILED", str(error)
+        return
+    with decoder:
+        found = measure(decoder, workers=available_cores(), seconds=0.5 if check.quick else 3.0)
+        yield from decode_rows({name: (rates.cpu, rates.gpu) for name, rates in found.items()}, choose(found))
 
 
 def engines(check: Check) -> Iterator[Row]:
@@ -247,12 +363,13 @@ def faiss(check: Check) -> Iterator[Row]:
         return
     data = clustered(check.folder, 100_000 if check.quick else REFERENCES, DIM, QUERIES, tuning=1)
     truth: np.ndarray | None = None
+    speeds: list[tuple[float, str]] = []
     for kind in ("flat", "ivf", "ivf-pq", "hnsw"):
         try:
             stored = index_of(kind, data, check.folder)
             on_cpu = stored.index.search(data.queries, 10)
             truth = on_cpu.similarities if truth is None else truth
-            cpu = rates(stored.index, data.queries)
+            cpu = rates(stored.index, data.queries, BATCHES_ON_CPU)
         except (GeoInferError, RuntimeError) as error:
             yield f"FAISS {kind} on the CPU", "FAILED", reason(str(error))
             continue
@@ -260,9 +377,17 @@ def faiss(check: Check) -> Iterator[Row]:
             what = f"FAISS {kind}{', fp16' if fp16 and kind == 'flat' else ''}, {len(data.references):,} x {DIM}, "
             what += "one GPU" if devices is None or len(devices) == 1 else f"{len(devices)} GPUs"
             try:
-                yield what, *on_gpu(stored, devices, fp16=fp16, data=data, on_cpu=on_cpu, truth=truth, cpu=cpu)
+                outcome, figures, speed = on_gpu(
+                    stored, devices, fp16=fp16, data=data, on_cpu=on_cpu, truth=truth, cpu=cpu
+                )
             except (GeoInferError, RuntimeError) as error:
                 yield what, "FAILED", reason(str(error))
+                continue
+            yield what, outcome, figures
+            if outcome == "ok" and len(devices) == 1 and len(data.references) >= 1_000_000:
+                batch = max(speed, key=lambda size: speed[size])
+                speeds.append((speed[batch], f"{kind}, batches of {batch}"))
+    yield SEARCH.row(speeds)
 
 
 def placements(kind: str, gpus: int) -> list[tuple[list[int], bool]]:
@@ -284,8 +409,8 @@ def index_of(kind: str, data: Data, folder: Path) -> StoredIndex:
 def on_gpu(
     stored: StoredIndex, devices: list[int], *, fp16: bool, data: Data, on_cpu: Neighbors, truth: np.ndarray,
     cpu: dict[int, float],
-) -> tuple[str, str]:  # fmt: skip
-    """Outcome and figures of an index laid on GPUs, beside the same one on the CPU."""
+) -> tuple[str, str, dict[int, float]]:  # fmt: skip
+    """Outcome, figures, and queries a second by batch, of an index laid on GPUs, beside the same one on the CPU."""
     from geoinfer.index.gpu import to_gpu
     from geoinfer.index.gpu_parts import free_bytes
 
@@ -295,7 +420,7 @@ def on_gpu(
         found = index.search(data.queries, 10)
         laid = time.perf_counter() - began
         after = [free_bytes(device) for device in devices]
-        gpu = rates(index, data.queries)
+        gpu = rates(index, data.queries, BATCHES_ON_GPU)
         searched_as = index.searched_as
     same = float((found.ids == on_cpu.ids).mean())
     on_cpu_recall, recalled = (recall(similarities_of(data, ids), truth, 10) for ids in (on_cpu.ids, found.ids))
@@ -309,17 +434,21 @@ def on_gpu(
         f"searched as {searched_as}",
         f"ids as on the CPU in {100 * same:.2f} %",
         f"recall@10 {recalled:.4f} (CPU {on_cpu_recall:.4f})",
-        *(f"batches of {batch}: GPU {gpu[batch]:.0f} queries/s, CPU {cpu[batch]:.0f}" for batch in gpu),
+        *(
+            f"batches of {batch}: GPU {gpu[batch]:.0f} queries/s" + (f", CPU {cpu[batch]:.0f}" if batch in cpu else "")
+            for batch in gpu
+        ),
         f"laid there and first searched in {laid:.1f} s",
         f"GPU memory {', '.join(used)} GiB" if used else "GPU memory unknown",
     ]
-    return "ok" if good else "FAILED", "; ".join(figures)
+    return "ok" if good else "FAILED", "; ".join(figures), gpu
 
 
-def rates(index: ReferenceIndex, queries: np.ndarray) -> dict[int, float]:
+def rates(index: ReferenceIndex, queries: np.ndarray, batches: tuple[int, ...]) -> dict[int, float]:
     """Queries a second by batch; after one batch to warm up."""
     found = {}
-    for batch in (1, 64, 1024):
+    queries = np.resize(queries, (max(len(queries), *batches), queries.shape[1]))
+    for batch in batches:
         index.search(queries[:batch], 10)
         found[batch] = rate(lambda some: index.search(some, 10), queries, batch, 2.0)
     return found
@@ -331,20 +460,10 @@ def predict(check: Check) -> Iterator[Row]:
         make_photos(photos, "web", 400 if check.quick else 4000)
     index = str(SHIPPED / "index")
     model = SHIPPED / "model.onnx"
-    runs: list[tuple[str, Path, str]] = [("CPU", model, "cpu"), ("ONNX Runtime, CUDA", model, "cuda")]
-    for flavor in installed_flavors():
-        engine = check.folder / f"model-{flavor}.trt"
-        if not engine.is_file():
-            done = geoinfer("engine", "build", str(model), "--out", str(engine), "--flavor", flavor, fails=True)
-            if done.returncode:
-                yield f"geoinfer predict, web photos, engine, {flavor}", "FAILED", reason(done.stderr)
-                continue
-        if unserved(engine, check.gpu):
-            yield f"geoinfer predict, web photos, engine, {flavor}", "not run", unserved(engine, check.gpu)
-            continue
-        runs.append((f"engine, {flavor}", engine, "auto"))
+    engines, missing = engines_of(check, model)
+    yield from ((f"geoinfer predict, web photos, {what}", outcome, why) for what, outcome, why in missing)
     of_cpu: np.ndarray | None = None
-    for name, engine, device in runs:
+    for name, engine, device in [("CPU", model, "cpu"), ("ONNX Runtime, CUDA", model, "cuda"), *engines]:
         output, summary = check.folder / f"{name}.csv", check.folder / f"{name}.json"
         done = geoinfer(
             "predict", str(photos), "--engine", str(engine), "--index", index, "--device", device, "--output",
@@ -388,11 +507,14 @@ def departures(found: np.ndarray, expected: np.ndarray) -> tuple[int, int]:
 
 STEPS: dict[str, Callable[[Check], Iterator[Row]]] = {
     "tests": tests,
-    "training": training,
     "embed": embed,
     "engines": engines,
+    "benchmark": benchmark,
+    "decode": decode,
     "faiss": faiss,
     "predict": predict,
+    "training": training,
+    "models": models,
 }
 
 

@@ -14,6 +14,7 @@ COMMANDS = (
     (),
     ("predict",),
     ("evaluate",),
+    ("tune",),
     ("index", "build"),
     ("index", "add"),
     ("index", "merge"),

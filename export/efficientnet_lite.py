@@ -20,13 +20,17 @@ OPSET: Final = 18
 """The model that ships was written with it; its bytes, and with them the demonstration bundle's, must not change."""
 
 
-def export_efficientnet_lite(variant: int, path: Path, *, photos: Path | None = None) -> None:
+def export_efficientnet_lite(
+    variant: int, path: Path, *, photos: Path | None = None, calibration: Path | None = None
+) -> None:
     """Writes EfficientNet-Lite `variant` (0, 1 or 2) as an ONNX model of 1280 dimensions.
 
     Args:
         variant: 0, 1 or 2.
         path: the file to write; its folder must exist.
         photos: folder of photos for the parity gate; those of the checkout (`examples/photos`) when left out.
+        calibration: folder of photos that int8's scales are measured on: the model is then int8, for a CPU. Its bytes
+            are the same on the same machine alone, so the gate's figures are written into it as well.
 
     Raises:
         UsageError: no such variant.
@@ -45,4 +49,16 @@ def export_efficientnet_lite(variant: int, path: Path, *, photos: Path | None = 
         licence="Apache-2.0",
         weights_sha256=sha256,
     )
-    export_onnx(embedder, path, ExportOptions(photos=photos, opset=OPSET, transpose_bytes=True, record_parity=False))
+    export_onnx(
+        embedder,
+        path,
+        ExportOptions(
+            precision="fp32" if calibration is None else "int8",
+            photos=photos,
+            calibration=calibration,
+            int8_target="cpu",
+            opset=OPSET,
+            transpose_bytes=True,
+            record_parity=calibration is not None,
+        ),
+    )

@@ -16,6 +16,7 @@ import onnx
 from export.layers import Layer, count_macs, embed, open_session
 from export.qdq import Calibration, Ranges, Target, insert_pairs, measure_ranges, place, quantisable_layers
 from geoinfer.errors import InputError, ModelError, UsageError
+from geoinfer.model_metadata import INT8_MIN_COSINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,8 +28,6 @@ MIN_PICTURES: Final = 16
 
 ENOUGH_PICTURES: Final = 100
 """With fewer the report warns."""
-
-MIN_COSINE: Final = 0.98
 
 _HELD_OUT_EVERY: Final = 4
 _MAX_HELD_OUT: Final = 128
@@ -118,7 +117,7 @@ def to_int8(
     model: onnx.ModelProto,
     pixels: NDArray[np.uint8],
     *,
-    min_cosine: float = MIN_COSINE,
+    min_cosine: float = INT8_MIN_COSINE,
     target: Target = "any",
     report: Callable[[str], None] | None = None,
 ) -> tuple[onnx.ModelProto, Int8Report]:

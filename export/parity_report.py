@@ -8,6 +8,7 @@ from decimal import ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from geoinfer.errors import UsageError
+from geoinfer.model_metadata import INT8_MIN_COSINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ class ParityLimits:
 _LIMITS: Final[Mapping[str, ParityLimits]] = {
     "fp32": ParityLimits(0.99999, 0.98, 0.01, free_photos=1, shift_floor_km=SHIFT_FLOOR_KM),
     "fp16": ParityLimits(0.999, 0.95, 0.03, free_photos=1, shift_floor_km=SHIFT_FLOOR_KM),
-    "int8": ParityLimits(0.98, 0.85, 0.10, free_photos=1, shift_floor_km=SHIFT_FLOOR_KM),
+    "int8": ParityLimits(INT8_MIN_COSINE, 0.85, 0.10, free_photos=1, shift_floor_km=SHIFT_FLOOR_KM),
 }
 
 

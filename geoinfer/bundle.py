@@ -3,6 +3,7 @@
 demo/
     bundle.json       what this is: format version, name, files with sizes and SHA-256, licences, a notice
     model.onnx
+    model.int8.onnx   the same embedder in int8, if the bundle has it, see geoinfer.engines.int8_beside
     *.trt             engines built from the model, if any, each with its sidecar *.trt.json
     index/            a reference index, see geoinfer.index.store
     ATTRIBUTION.md    where weights and references come from

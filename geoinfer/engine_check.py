@@ -14,6 +14,7 @@ from geoinfer.engines.sidecar import check_fits
 from geoinfer.errors import DeviceError, ImageError, InputError, MismatchError, MissingPackageError, ModelError
 from geoinfer.images import Preprocessing, load_pixels
 from geoinfer.images.discover import IMAGE_SUFFIXES
+from geoinfer.model_metadata import INT8_MIN_COSINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from geoinfer.backends import Embedder
     from geoinfer.engines.sidecar import Sidecar
 
-MIN_COSINE: Final = {"fp32": 0.999, "fp16": 0.999, "int8": 0.98}
+MIN_COSINE: Final = {"fp32": 0.999, "fp16": 0.999, "int8": INT8_MIN_COSINE}
 """No picture's embedding may turn further than this, by precision of the model."""
 
 PICTURES: Final = 16

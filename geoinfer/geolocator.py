@@ -14,7 +14,7 @@ import numpy as np
 from geoinfer.aggregate import aggregate
 from geoinfer.answer import DEFAULT_ANSWER, check_answer
 from geoinfer.backends import ENGINE_SUFFIX, MODEL_SUFFIXES, NOT_FINITE, open_embedder
-from geoinfer.backends.beside import open_beside
+from geoinfer.backends.beside import open_beside, open_planned
 from geoinfer.bundle import SHIPPED, Bundle, check_loaded, is_bundle, open_bundle
 from geoinfer.calibration import SPREAD_K, calibrate, neighbor_spread_km, why_not_calibrated
 from geoinfer.errors import ImageError, MismatchError, UsageError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from geoinfer.answer import Answer, Method
     from geoinfer.backends import Embedder
+    from geoinfer.backends.cpu_settings import CpuSettings, Planner
     from geoinfer.images import Preprocessing
 
 Photo: TypeAlias = "str | bytes | os.PathLike[str] | NDArray[np.uint8]"
@@ -58,6 +59,7 @@ class Geolocator:
         min_score: float | None = None,
         places: Places | None = None,
         index_device: IndexDevice = _AS_OPENED,
+        model_file: Path | None = None,
     ) -> None:
         """Most callers want `Geolocator.open`. For `answer` left out, the index says, or the general default.
 
@@ -70,6 +72,7 @@ class Geolocator:
         self.embedder = embedder
         self.index = index
         self.index_device = index_device
+        self.model_file = model_file
         self.answer = answer or index.manifest.answer or DEFAULT_ANSWER
         self.bundle = bundle
         self.min_score = min_score
@@ -97,6 +100,8 @@ class Geolocator:
         index_device: str = "auto",
         preprocessing: Preprocessing | None = None,
         threads: int = 0,
+        settings: CpuSettings | None = None,
+        plan: Planner | None = None,
     ) -> Self:
         """Opens a bundle, or a model or engine and an index.
 
@@ -116,6 +121,8 @@ class Geolocator:
             index_device: where to search: `cpu`, `cuda`, or `auto`: on a GPU if one is there and saves time.
             preprocessing: for a model whose metadata has none.
             threads: CPU threads of one call; 0 for all cores.
+            settings: how a model runs on a CPU, in place of `threads`.
+            plan: is asked how a model runs on a CPU, and which file of it, when all else is known to be well.
 
         Raises:
             InputError: a file or folder is missing.
@@ -149,10 +156,13 @@ class Geolocator:
         if engine_file is None and bundle is not None:
             wanted = stored.manifest.embedder
             embedder, engine_file = open_beside(
-                bundle.model_path, wanted, device, preprocessing=preprocessing, threads=threads
-            )
+                bundle.model_path, wanted, device,
+                preprocessing=preprocessing, threads=threads, settings=settings, plan=plan,
+            )  # fmt: skip
         else:
-            embedder = open_embedder(engine_path, device, preprocessing=preprocessing, threads=threads)
+            embedder, engine_file = open_planned(
+                engine_path, device, preprocessing=preprocessing, threads=threads, settings=settings, plan=plan
+            )
         try:
             if bundle is not None:
                 check_loaded(bundle, engine_file or engine_path, embedder.fingerprint)
@@ -164,6 +174,7 @@ class Geolocator:
                 min_score=min_score,
                 places=names,
                 index_device=searched_on,
+                model_file=engine_file,
             )
         except BaseException:
             embedder.close()

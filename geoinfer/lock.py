@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shlex
+import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 from geoinfer.errors import OutputError
@@ -19,6 +23,8 @@ except ImportError:  # not a POSIX system: two runs on one output are then the u
 _LOCKS: Final = fcntl is not None
 
 _ATTEMPTS: Final = 10
+_HOLDER_BYTES: Final = 4096
+_COMMAND_CHARACTERS: Final = 200
 
 
 class OutputLock:
@@ -57,7 +63,7 @@ class OutputLock:
         assert self._file is not None
         with contextlib.suppress(OSError):  # who holds it is good to know, no more
             self._file.truncate(0)
-            self._file.write(f"process {os.getpid()}\n".encode())
+            self._file.write(_this_process())
 
     def release(self) -> None:
         """Gives the lock back; its file stays."""
@@ -85,11 +91,39 @@ class OutputLock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read(64).decode(errors="replace").strip() or "another process"
+            holder, more = _named(file.read(_HOLDER_BYTES))
             self.release()
             raise OutputError(
-                f"{self._output}: {holder} is writing it",
+                f"{self._output}: {holder} is writing it{more}",
                 hint=f"wait for it, stop it, or choose another {self._option}",
             ) from error
         except OSError:
             return  # a file system without locks: two runs on one output are then the user's own affair
+
+
+def _this_process() -> bytes:
+    """One line of JSON: who holds the lock, since when, and what for."""
+    program = os.path.basename(sys.argv[0]) if sys.argv else ""
+    if program == "__main__.py":  # python -m NAME
+        program = os.path.basename(os.path.dirname(os.path.abspath(sys.argv[0])))
+    command = shlex.join([program, *sys.argv[1:]]) if program else ""
+    if len(command) > _COMMAND_CHARACTERS:
+        command = command[: _COMMAND_CHARACTERS - 3] + "..."
+    holder = {
+        "process": os.getpid(),
+        "host": os.uname().nodename if hasattr(os, "uname") else "this machine",
+        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "command": command,
+    }
+    return (json.dumps(holder) + "\n").encode()
+
+
+def _named(content: bytes) -> tuple[str, str]:
+    """Words for the holder and a clause with the rest; who has just taken the lock may not have said yet."""
+    try:
+        holder = json.loads(content)
+        name = f"process {int(holder['process'])}"
+        more = f" on {holder['host']} since {holder['since']}" + (f": {holder['command']}" if holder["command"] else "")
+    except (ValueError, KeyError, TypeError):
+        return "another process", ""
+    return name, more

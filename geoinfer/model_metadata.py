@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 PRECISIONS: Final = ("fp16", "int8", "fp32")
 """What a model's arithmetic may be, the one that an engine is best run in first."""
 
+INT8_MIN_COSINE: Final = 0.98
+"""The smallest cosine allowed between a picture's embeddings by an int8 model and by the float32 one, at export and in
+use."""
+
 _FORMAT: Final = "1"
 _LONGEST: Final = 1 << 31
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -33,6 +34,25 @@ def same_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the caches of all tests."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(caches: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """What is kept from run to run lies in a folder of the test's own, never the user's; made when it is needed."""
+    folder = caches / hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    before = os.environ.get("GEOINFER_CACHE")
+    os.environ["GEOINFER_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["GEOINFER_CACHE"]
+    else:
+        os.environ["GEOINFER_CACHE"] = before
 
 
 def shared_data(name: str) -> Path:

@@ -190,8 +190,8 @@ class TestShipped:
         assert open_bundle(SHIPPED, verify=True).name == "demo"
         files = [path for path in SHIPPED.rglob("*") if path.is_file()]
         assert {path.relative_to(SHIPPED).as_posix() for path in files} == {
-            "bundle.json", "model.onnx", "ATTRIBUTION.md", "index/manifest.json", "index/vectors.npy",
-            "index/references.arrow", "index/coordinates.npy", "index/digests.npy",
+            "bundle.json", "model.onnx", "model.int8.onnx", "ATTRIBUTION.md", "index/manifest.json",
+            "index/vectors.npy", "index/references.arrow", "index/coordinates.npy", "index/digests.npy",
             "index/leave_one_out-ed7f9f78b5a34d51.npz",
         }  # fmt: skip
         assert sum(path.stat().st_size for path in files) < 30_000_000

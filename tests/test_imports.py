@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 
 import geoinfer
+from geoinfer.batch import predict
+from geoinfer.cli import app, main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,3 +106,94 @@ def test_without_docstrings() -> None:
     )
     assert done.returncode == 0
     assert "geoinfer predict ./photos" in done.stdout
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """All commands and groups of commands, by what is typed."""
+    found = [path]
+    for name, command in sorted(getattr(group, "commands", {}).items()):
+        found += commands(command, (*path, name))
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+def loaded_by(tmp_path: Path, *arguments: object) -> set[str]:
+    """What the command has imported when it ends well."""
+    script = (
+        "import sys; from geoinfer.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: code = ended.code\n"
+        "print('LOADED', code, *sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    words = done.stderr.splitlines()[-1].split()
+    assert words[:2] == ["LOADED", "0"], done.stderr
+    return set(words[2:])
+
+
+HEAVY = {
+    "numpy", "onnxruntime", "faiss", "PIL", "pyarrow", "simplejpeg", "s2sphere", "matplotlib", "scipy", "geographiclib",
+    "reverse_geocode", "pi_heif", "pynvml", "torch", "onnx", "tensorrt", "tensorrt_rtx", "cuda",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "geoinfer")
+def test_the_help_of_every_command_imports_nothing_heavy(tmp_path: Path, command: tuple[str, ...]) -> None:
+    loaded = loaded_by(tmp_path, *command, "--help")
+    assert loaded & HEAVY == set()
+    # A sub-command's parameters cost something to set up: those of the others are left alone.
+    ours = {name.split(".")[2] for name in loaded if name.startswith("geoinfer.cli.")}
+    if command:
+        assert ours & ({path[0] for path in COMMANDS if path} - {command[0]}) == set()
+
+
+def test_locating_one_photo_imports_only_what_it_uses(tmp_path: Path, example_photos: Path) -> None:
+    photo = next(iter(sorted(example_photos.glob("*.jpg"))))
+    loaded = loaded_by(tmp_path, "predict", photo, "-o", tmp_path / "o.csv", "--quiet")
+    assert {"numpy", "onnxruntime", "faiss", "PIL", "simplejpeg"} <= loaded
+    # Other formats' readers, drawing, tables, progress bars, GPUs, and what measures or makes things.
+    unused = {
+        "matplotlib", "scipy", "geographiclib", "reverse_geocode", "pi_heif", "rich", "s2sphere", "pynvml", "cuda",
+        "pandas", "pyarrow.parquet", "PIL.TiffImagePlugin", "PIL.AvifImagePlugin", "multiprocessing.pool", "sqlite3",
+        "geoinfer.evaluate", "geoinfer.maps", "geoinfer.tuning", "geoinfer.reliability", "geoinfer.benchmark",
+        "geoinfer.self_tuning.measure", "geoinfer.labels", "geoinfer.batch.build",
+    }  # fmt: skip
+    assert loaded & unused == set()
+
+
+def test_garbage_is_collected_once_a_command_works(
+    tmp_path: Path, example_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not while imports are made; a run that forgot to say that they are over would keep all its garbage."""
+    collects = []
+    real = predict.run_predict
+    monkeypatch.setattr(predict, "run_predict", lambda *a, **k: collects.append(gc.isenabled()) or real(*a, **k))
+    photo = next(iter(sorted(example_photos.glob("*.jpg"))))
+    monkeypatch.setattr(sys, "argv", ["geoinfer", "predict", str(photo), "-o", str(tmp_path / "o.csv"), "-q"])
+    for name in ("ignore_interrupts", "interrupts_end_the_process"):
+        monkeypatch.setattr(f"geoinfer.cli.{name}", lambda: None)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        gc.unfreeze()
+    assert (ended.value.code, collects, gc.isenabled()) == (0, [True], True)
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["--version"], ["predict"], ["nonsense"]])
+def test_garbage_is_collected_again_however_a_command_ends(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["geoinfer", *arguments])
+    for name in ("ignore_interrupts", "interrupts_end_the_process"):
+        monkeypatch.setattr(f"geoinfer.cli.{name}", lambda: None)
+    try:
+        with pytest.raises(SystemExit):
+            main()
+    finally:
+        gc.unfreeze()
+    assert gc.isenabled()

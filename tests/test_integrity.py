@@ -165,3 +165,56 @@ class TestJson:
         assert sha256_of(tmp_path / "a") == sha256_of(tmp_path / "b")
         with contextlib.closing((tmp_path / "a").open("rb")) as file:
             assert sha256_of(tmp_path / "a") == hashlib.sha256(file.read()).hexdigest()
+
+
+class TestKnownDigests:
+    """A large file is read once, unless there is any reason to think that it is another by now."""
+
+    @pytest.fixture
+    def large(self, tmp_path):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(os.urandom(1 << 21))
+        old = 1_600_000_000
+        os.utime(path, (old, old))
+        return path
+
+    def at(self, monkeypatch, path, seconds):
+        """As if it were so many seconds after the file was changed."""
+        moment = path.stat().st_ctime + seconds
+        monkeypatch.setattr("geoinfer.integrity.time.time", lambda: moment)
+
+    def count(self, monkeypatch):
+        read = []
+        real = hashlib.file_digest
+        monkeypatch.setattr(
+            "geoinfer.integrity.hashlib.file_digest", lambda file, name: read.append(1) or real(file, name)
+        )
+        return read
+
+    def test_read_once(self, large, monkeypatch):
+        self.at(monkeypatch, large, 60)
+        read = self.count(monkeypatch)
+        assert sha256_of(large) == sha256_of(large) == hashlib.sha256(large.read_bytes()).hexdigest()
+        assert len(read) == 1
+
+    def test_read_again_after_a_change_that_restores_size_and_time(self, large, monkeypatch):
+        self.at(monkeypatch, large, 60)
+        before = sha256_of(large)
+        changed = bytearray(large.read_bytes())
+        changed[1000] ^= 1
+        large.write_bytes(changed)
+        os.utime(large, (1_600_000_000, 1_600_000_000))
+        assert sha256_of(large) == hashlib.sha256(changed).hexdigest() != before
+
+    def test_what_is_new_is_read_each_time(self, large, monkeypatch):
+        self.at(monkeypatch, large, 1)
+        read = self.count(monkeypatch)
+        assert sha256_of(large) == sha256_of(large)
+        assert len(read) == 2
+
+    def test_another_file_in_its_place(self, large, monkeypatch):
+        self.at(monkeypatch, large, 60)
+        before = sha256_of(large)
+        large.with_name("other").write_bytes(b"x" * (1 << 21))
+        large.with_name("other").replace(large)
+        assert sha256_of(large) == hashlib.sha256(b"x" * (1 << 21)).hexdigest() != before

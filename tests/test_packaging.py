@@ -90,7 +90,8 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def test_base_dependencies_are_the_houses() -> None:
-    wanted = {"numpy", "typer", "rich", "pillow", "simplejpeg", "pyarrow"}
+    # Beside the house's own: platformdirs, which says where a cache belongs.
+    wanted = {"numpy", "typer", "rich", "pillow", "platformdirs", "simplejpeg", "pyarrow"}
     assert names(PROJECT["project"]["dependencies"]) == wanted
 
 
@@ -101,7 +102,9 @@ def test_extras_are_the_houses() -> None:
     assert set(extras) == {"cpu", "gpu", "tensorrt", "rtx", "train", "export", "dev"} | ours
     assert names(extras["cpu"]) == {"onnxruntime", "faiss-cpu"}
     gpu = {re.sub(r"-cu\d+$", "", name) for name in names(extras["gpu"])}
-    assert {"onnxruntime-gpu", "faiss-gpu", "nvidia-nvimgcodec", "nvidia-ml-py", "cuda-python"} == gpu
+    # The house's own, and the compiler of our CUDA kernel.
+    house = {"onnxruntime-gpu", "faiss-gpu", "nvidia-nvimgcodec", "nvidia-ml-py", "cuda-python"}
+    assert house | {"nvidia-cuda-nvrtc"} == gpu
     # cuda-python beside the house's own: an engine runs without the rest of `gpu`, on a Jetson for one.
     assert names(extras["tensorrt"]) == {"tensorrt", "cuda-python"}
     assert names(extras["rtx"]) == {"tensorrt-rtx", "cuda-python"}

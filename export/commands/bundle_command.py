@@ -14,6 +14,10 @@ def bundle(
         Path, typer.Option("--index", help="Folder of the index that this model made.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle.", show_default=False)],
+    int8: Annotated[
+        Path | None,
+        typer.Option("--int8", help="The same model in int8, for CPUs that gain from it.", show_default="none"),
+    ] = None,
     engine: Annotated[
         list[Path] | None,
         typer.Option("--engine", help="A .trt engine of the same embedder, its sidecar beside it. May be repeated."),
@@ -28,7 +32,7 @@ def bundle(
         typer.Option(
             "--licence",
             metavar="PART=TEXT",
-            help="Terms of a part: model.onnx, index or an engine's name. May be repeated.",
+            help="Terms of a part: model.onnx, model.int8.onnx, index or an engine's name. May be repeated.",
             show_default="what model and index say",
         ),
     ] = None,
@@ -60,6 +64,7 @@ def bundle(
     parts = BundleParts(
         model=model,
         index=index,
+        int8=int8,
         engines=tuple(engine or ()),
         name=name,
         description=description,

@@ -11,6 +11,7 @@ from geoinfer.errors import InputError, ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from geoinfer.backends.cpu_settings import CpuSettings
     from geoinfer.images import Preprocessing
 
 __all__ = ["ENGINE_SUFFIX", "MODEL_SUFFIXES", "NOT_FINITE", "Embedder", "EmbedderIdentity", "open_embedder"]
@@ -21,7 +22,12 @@ MODEL_SUFFIXES = (".onnx", ENGINE_SUFFIX)
 
 
 def open_embedder(
-    path: Path, device: str = "auto", *, preprocessing: Preprocessing | None = None, threads: int = 0
+    path: Path,
+    device: str = "auto",
+    *,
+    preprocessing: Preprocessing | None = None,
+    threads: int = 0,
+    settings: CpuSettings | None = None,
 ) -> Embedder:
     """Opens a model file on a device; the library that runs it is imported here and not before.
 
@@ -31,6 +37,7 @@ def open_embedder(
             `tensorrt[:N]` for ONNX Runtime's TensorRT provider. An engine runs on a GPU alone: any but `cpu`.
         preprocessing: for a model whose metadata has none.
         threads: CPU threads that one call of `embed` uses; 0 for all cores.
+        settings: of a CPU, if the model comes to run there, in place of `threads`.
 
     Raises:
         InputError: there is no such file.
@@ -56,4 +63,4 @@ def open_embedder(
         raise ModelError(f"{path}: not an .onnx model or a .trt engine", hint=ENGINE_TAKES)
     from geoinfer.backends.onnx_runtime import OnnxRuntimeEmbedder
 
-    return OnnxRuntimeEmbedder(path, device, preprocessing=preprocessing, threads=threads)
+    return OnnxRuntimeEmbedder(path, device, preprocessing=preprocessing, threads=threads, settings=settings)

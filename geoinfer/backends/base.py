@@ -62,7 +62,9 @@ class Embedder(Protocol):
         fell_back: whether a device that was chosen first turned out not to work.
         fingerprint: SHA-256 of the model file: two files of one identity still differ in their last digits.
         best_batch: how many pictures a call does best with; None if that depends on the device alone.
-        calls_at_once: on a GPU, how many calls at the same time gain anything: one copies while another computes.
+        calls_at_once: how many calls at the same time gain anything: on a CPU as many as its cores have room for, on a
+            GPU one copies while another computes.
+        pins_threads: whether the threads that call it do best if each stays on a core of its own.
     """
 
     identity: EmbedderIdentity
@@ -72,6 +74,7 @@ class Embedder(Protocol):
     fingerprint: str
     best_batch: int | None
     calls_at_once: int
+    pins_threads: bool
 
     @property
     def dim(self) -> int:

@@ -1,6 +1,7 @@
-"""The few calls of the CUDA runtime that embedding by TensorRT needs: checked, and all that they hold freed together.
+"""The few calls of CUDA that embedding by TensorRT and decoding on a GPU need: checked, and freed together.
 
-The calls go through NVIDIA's own bindings (the package cuda-python), which return a status first and never raise.
+The calls go through NVIDIA's own bindings (the package cuda-python), which return a status first and never raise. They
+are those of the runtime, but for kernels of our own, which only CUDA's driver loads and starts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from geoinfer.engines.gpu import cuda_runtime
 from geoinfer.errors import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -133,6 +134,27 @@ class Cuda:
         """Puts a captured graph into the stream."""
         self._call("cudaGraphLaunch", graph, stream)
 
+    def kernels(self, code: bytes, names: Sequence[str]) -> list[Any]:
+        """Loads compiled kernels.
+
+        Args:
+            code: machine code for this GPU, or assembly (PTX).
+            names: of the kernels wanted, which are `extern "C"`.
+        """
+        # PTX must end with a zero, which does no harm to machine code.
+        image = np.frombuffer(code + b"\0", np.uint8)
+        module = self._hold("cuModuleUnload", self._drive("cuModuleLoadData", image.ctypes.data))
+        return [self._drive("cuModuleGetFunction", module, name.encode()) for name in names]
+
+    def start(
+        self, kernel: Any, grid: tuple[int, int, int], block: tuple[int, int], addresses: Sequence[int], stream: Any
+    ) -> None:
+        """Puts a kernel, all of whose parameters are pointers, into the stream."""
+        values = np.array(addresses, np.uint64)
+        # CUDA wants to be told where each parameter's value is, and has copied it when the call returns.
+        where = values.ctypes.data + np.arange(len(values), dtype=np.uint64) * values.itemsize
+        self._drive("cuLaunchKernel", kernel, *grid, *block, 1, 0, int(stream), where.ctypes.data, 0)
+
     @contextlib.contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """If the block fails, what was made in it is freed."""
@@ -152,7 +174,8 @@ class Cuda:
     def _free(self, keep: int) -> None:
         while len(self._held) > keep:
             free, handle = self._held.pop()
-            getattr(self._api, free)(handle)
+            # The runtime's functions are called cuda..., the driver's cu...
+            getattr(self._api if free.startswith("cuda") else _driver(), free)(handle)
 
     def _discard(self, graph: Any) -> None:
         """Frees a captured graph, and the error that a capture may have left for TensorRT to take for its own."""
@@ -169,14 +192,29 @@ class Cuda:
         self._check(name, status)
         return values[0] if values else None
 
-    def _check(self, name: str, status: Any) -> None:
+    def _drive(self, name: str, *arguments: Any) -> Any:
+        """A call of CUDA's driver."""
+        driver = _driver()
+        status, *values = getattr(driver, name)(*arguments)
+        if int(status) != 0:
+            # Full memory has one number in both.
+            self._check(name, status, driver.cuGetErrorString)
+        return values[0] if values else None
+
+    def _check(self, name: str, status: Any, describe: Callable[[Any], Any] | None = None) -> None:
         code = int(status)
         if code == _OUT_OF_MEMORY:
             raise DeviceError(f"the memory of GPU {self._ordinal} is full ({name})", hint=self._when_full)
         if code != 0:
-            _, text = self._api.cudaGetErrorString(status)
+            _, text = (describe or self._api.cudaGetErrorString)(status)
             words = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
             raise DeviceError(
                 f"GPU {self._ordinal} failed: {words} (CUDA error {code} of {name})",
                 hint="`geoinfer doctor` shows the devices; --device cpu with the ONNX model runs without one",
             )
+
+
+def _driver() -> Any:
+    from cuda.bindings import driver
+
+    return driver

@@ -22,13 +22,15 @@ from geoinfer.backends.base import (
 from geoinfer.errors import DeviceError, GeoInferError, MissingPackageError, ModelError
 from geoinfer.images.preprocessing import Preprocessing
 from geoinfer.integrity import sha256_of
-from geoinfer.machine import sums_bytes_exactly
+from geoinfer.machine import available_cores, sums_bytes_exactly
 from geoinfer.model_metadata import check_metadata, embedding_length
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from geoinfer.backends.cpu_settings import CpuSettings
 
 INSTALL_GPU: Final = "pip uninstall onnxruntime faiss-cpu && pip install 'geoinfer-toolkit[gpu]'"
 """What makes a machine use its NVIDIA GPU: the wheels of the cpu extra and of the gpu extra overwrite each other."""
@@ -63,7 +65,13 @@ class OnnxRuntimeEmbedder:
     """An ONNX model with uint8 NHWC input and unit-norm float32 output; see `Embedder` for the contract."""
 
     def __init__(
-        self, path: Path, device: str = "auto", *, preprocessing: Preprocessing | None = None, threads: int = 0
+        self,
+        path: Path,
+        device: str = "auto",
+        *,
+        preprocessing: Preprocessing | None = None,
+        threads: int = 0,
+        settings: CpuSettings | None = None,
     ) -> None:
         self._path = path
         self._asked = device
@@ -74,19 +82,22 @@ class OnnxRuntimeEmbedder:
         self.fell_back = False
         self.best_batch: int | None = None
         self.calls_at_once = 1
+        self.pins_threads = False
         if kind == "auto":
             kind, self.device_reason = _choose(available)
         self.device = "cpu" if kind == "cpu" else f"{kind}:{ordinal}"
         self.fingerprint = _fingerprint(path)
         try:
-            self._session = self._open(kind, ordinal, available, threads)
+            self._session = self._open(kind, ordinal, available, threads, settings)
         except DeviceError as error:
             if device != "auto":
                 raise
             # Nobody asked for the GPU, and the reason is shown: a laptop whose CUDA is broken still locates photos.
             kind, self.device, self.fell_back = "cpu", "cpu", True
             self.device_reason = f"a GPU was found, but: {error}"
-            self._session = self._open(kind, ordinal, available, threads)
+            self._session = self._open(kind, ordinal, available, threads, settings)
+        if kind == "cpu":
+            self._fit_to_cores(threads, settings)
         self._check_session(kind)
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
@@ -129,9 +140,26 @@ class OnnxRuntimeEmbedder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _open(self, kind: str, ordinal: int, available: list[str], threads: int) -> Any:
+    def _fit_to_cores(self, threads: int, settings: CpuSettings | None) -> None:
+        """How those who call it use the cores: as the settings say, else so that all are busy and none is shared."""
+        cores = available_cores()
+        if settings is None:
+            self.calls_at_once = max(1, cores // (threads or cores))
+            return
+        self.best_batch = settings.batch_size
+        self.calls_at_once = settings.calls_on(cores)
+        self.pins_threads = settings.pinned
+
+    def _open(self, kind: str, ordinal: int, available: list[str], threads: int, settings: CpuSettings | None) -> Any:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads
+        if kind == "cpu" and settings is not None:
+            options.intra_op_num_threads = settings.threads_per_call
+            options.enable_cpu_mem_arena = settings.arena
+            options.graph_optimization_level = {
+                "all": self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+                "extended": self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+            }[settings.graph]
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Idle threads that spin take the cores that decoding could use.
@@ -146,7 +174,7 @@ class OnnxRuntimeEmbedder:
                 hint=f"{INSTALL_GPU}; `geoinfer doctor` tells more",
             )
         if needed:
-            _load_cuda(self._ort)
+            load_cuda(self._ort)
         if kind == "tensorrt":
             _load_tensorrt()
         try:
@@ -273,7 +301,7 @@ def _openable(path: Path) -> str | bytes:
     return str(path)
 
 
-def _load_cuda(ort: Any) -> None:
+def load_cuda(ort: Any) -> None:
     """Loads CUDA and cuDNN from their Python packages, where ONNX Runtime can; else the system's are found, or not."""
     if hasattr(ort, "preload_dlls"):
         # It prints what it does not find, which the session's own error says better.
@@ -285,6 +313,17 @@ def _load_tensorrt() -> None:
     """Loads TensorRT from its Python package, whose libraries lie where ONNX Runtime does not look."""
     with contextlib.suppress(ImportError, OSError):  # a system's own TensorRT needs no package
         importlib.import_module("tensorrt")
+
+
+def runs_on_cpu(device: str) -> bool:
+    """Whether a model that is opened on `device` comes to run on the CPU, as far as can be told before.
+
+    Raises:
+        UsageError: `device` makes no sense.
+        MissingPackageError: ONNX Runtime is not installed.
+    """
+    kind, _ = parse_device(device)
+    return kind == "cpu" or (kind == "auto" and _choose(import_onnxruntime().get_available_providers())[0] == "cpu")
 
 
 def _choose(available: list[str]) -> tuple[str, str]:

@@ -90,6 +90,7 @@ class TensorRtEmbedder:
         self.fingerprint = description.engine.sha256
         self.best_batch: int | None = description.profile.opt
         self.calls_at_once = _FULL_LANES
+        self.pins_threads = False
         self._batches = _static_batches(description.profile.min, description.profile.opt)
         rebuild = f"build it again: {sidecar.rebuild_command(path, description)}"
         when_full = _when_full(path, description)

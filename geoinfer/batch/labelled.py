@@ -5,6 +5,7 @@ The index build takes them as they come, by the million; `embed_labelled` takes 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -18,7 +19,8 @@ from geoinfer.batch.pipeline import Block, Pipeline
 from geoinfer.batch.rows import failed_row, path_fields
 from geoinfer.batch.sequences import as_seconds, named_sequences
 from geoinfer.errors import ImageError, InputError
-from geoinfer.images import Source, decode_pixels, discover, raw_problem, read_image_file, read_metadata
+from geoinfer.images import Source, discover, raw_problem, read_image_file, read_metadata
+from geoinfer.images.loader import PhotoLoader
 from geoinfer.images.near_duplicates import HASH_BYTES, perceptual_hash
 from geoinfer.index import References
 from geoinfer.labels import Label, LabelsFile, count_rows, open_labels, read_labels
@@ -154,6 +156,7 @@ def open_labelled(labels: Path, images: Path | None, *, source: str = "", attrib
     return Labels(labels, None if labels.is_dir() else open_labels(labels, images), source, attribution)
 
 
+@contextlib.contextmanager
 def labelled_pipeline(
     embedder: Embedder,
     sources: Iterator[LabelledSource],
@@ -162,9 +165,9 @@ def labelled_pipeline(
     workers: int,
     first: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Pipeline[Details, bool]:
-    """A pipeline that embeds labelled photos and reads what their files tell; arguments as for `Pipeline`."""
-    preprocessing = embedder.identity.preprocessing
+) -> Iterator[Pipeline[Details, bool]]:
+    """Opens a pipeline that embeds labelled photos and reads what their files tell; arguments as for `Pipeline`."""
+    loader = PhotoLoader(embedder.identity.preprocessing, workers)
 
     def prepare(source: Source, pixels: NDArray[np.uint8]) -> Details:
         assert isinstance(source, LabelledSource)
@@ -179,10 +182,10 @@ def labelled_pipeline(
             raise ImageError(
                 "labels", "no_gps", "the photo's EXIF holds no position", size_bytes=len(data), status="skipped"
             )
-        pixels[...] = decode_pixels(data, kind, preprocessing)
+        loader.decode(data, kind, pixels)
         return Details(*position, as_seconds(metadata.taken_at), hashlib.sha256(data).digest(), perceptual_hash(pixels))
 
-    return Pipeline(
+    pipeline: Pipeline[Details, bool] = Pipeline(
         iter(sources),
         embedder,
         prepare,
@@ -193,6 +196,8 @@ def labelled_pipeline(
         first=first,
         on_progress=on_progress,
     )
+    with loader, pipeline:
+        yield pipeline
 
 
 def rows_of(block: Block[Details, bool], labels: Labels) -> ReferenceRows:

@@ -255,3 +255,22 @@ class RunLedger:
 
     def _append(self, entry: dict[str, Any]) -> None:
         append_entry(self.folder / _LEDGER, entry)
+
+
+def earlier_run(output: Path) -> tuple[dict[str, Any] | None, bool]:
+    """What an earlier run of an output was made with, found out without changing anything or taking the lock.
+
+    Returns:
+        The fingerprint of an unfinished run, or of a finished one, else None; and whether it is finished.
+    """
+    folder, record = output.with_name(output.name + ".run"), output.with_name(output.name + ".run.json")
+    try:
+        with (folder / _LEDGER).open("rb") as file:
+            stored, finished = json.loads(file.readline()), False
+    except (OSError, ValueError):
+        try:
+            stored, finished = json.loads(record.read_bytes()), output.exists()
+        except (OSError, ValueError):
+            return None, False
+    fingerprint = stored.get("fingerprint") if isinstance(stored, dict) else None
+    return (fingerprint, finished) if isinstance(fingerprint, dict) else (None, False)

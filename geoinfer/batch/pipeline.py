@@ -13,23 +13,27 @@ at the end of any block.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeAlias, TypeVar
 
 import numpy as np
 
 from geoinfer.backends import NOT_FINITE
 from geoinfer.errors import ImageError
+from geoinfer.machine import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from geoinfer.backends import Embedder
+    from geoinfer.batch.monitor import PipelineMonitor, Stage
     from geoinfer.images import Source
 
 _LONGEST_TASK_SECONDS: Final = 60.0
@@ -40,11 +44,29 @@ Answer = TypeVar("Answer")
 _NOT_FINITE = ImageError("embed", "not_finite", NOT_FINITE)
 
 
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """What `prepare` returns for a photo that is better decoded together with the others of its batch, on a device.
+
+    Attributes:
+        data: the photo's file.
+        kind: its format, as `geoinfer.images.read.sniff` names it.
+    """
+
+    data: bytes
+    kind: str
+
+
+Decode: TypeAlias = "Callable[[Sequence[tuple[Source, Deferred, NDArray[np.uint8]]]], Sequence[ImageError | None]]"
+"""Fills the (size, size, 3) uint8 pixels of each photo of a batch, or says why it could not, in their order."""
+
+
 @dataclass(slots=True)
 class StageTimes:
     """Seconds that threads spent in each stage, added up over threads, and what they worked on."""
 
     prepare_seconds: float = 0.0
+    decode_on_device_seconds: float = 0.0
     embed_seconds: float = 0.0
     finish_seconds: float = 0.0
     prepared: int = 0
@@ -58,6 +80,7 @@ class _Batch(Generic[Detail]):
     sources: list[Source]
     failures: dict[int, ImageError] = field(default_factory=dict)
     details: dict[int, Detail] = field(default_factory=dict)
+    deferred: dict[int, Deferred] = field(default_factory=dict)
     pixels: NDArray[np.uint8] | None = None
     embeddings: NDArray[np.float32] | None = None
     unprepared: int = 0
@@ -105,7 +128,7 @@ class Pipeline(Generic[Detail, Answer]):
         self,
         sources: Iterator[Source],
         embedder: Embedder,
-        prepare: Callable[[Source, NDArray[np.uint8]], Detail],
+        prepare: Callable[[Source, NDArray[np.uint8]], Detail | Deferred],
         finish: Callable[[Block[Detail, Answer]], Answer],
         *,
         batch_size: int,
@@ -113,20 +136,25 @@ class Pipeline(Generic[Detail, Answer]):
         block_batches: int = 1,
         first: int = 0,
         on_progress: Callable[[int, int], None] | None = None,
+        decode_deferred: Decode | None = None,
+        monitor: PipelineMonitor | None = None,
     ) -> None:
         """Nothing starts before the first iteration.
 
         Args:
             sources: the inputs; advanced by one thread only, no further than there is room.
-            embedder: what embeds; on a CPU it is called from all threads at once, on a GPU from as many as it gains by.
+            embedder: what embeds; called from as many threads at once as it gains by.
             prepare: fills one photo's pixels, (size, size, 3) uint8, and returns whatever `finish` needs to know of
-                it; raises ImageError for a photo that cannot be used. Called from many threads.
+                it; raises ImageError for a photo that cannot be used. Called from many threads. With
+                `decode_deferred` it may leave the pixels to that and return a `Deferred`.
             finish: makes the answer of a block. Called from many threads.
             batch_size: photos that the model sees at once.
             workers: CPU threads.
             block_batches: batches that are finished together.
             first: position of the first input in the run.
             on_progress: told (inputs done, of which failed) after each batch; called from many threads.
+            decode_deferred: decodes what `prepare` deferred, all of a batch in one call, one batch at a time.
+            monitor: is told what each thread does.
         """
         on_cpu = embedder.device == "cpu"
         self._sources = sources
@@ -135,21 +163,30 @@ class Pipeline(Generic[Detail, Answer]):
         self._batch_size, self._block_batches = batch_size, block_batches
         self._first = first
         self._on_progress = on_progress
+        self._decode_deferred = decode_deferred
+        self._monitor = monitor
         # A GPU is fed by threads of its own, so that the others go on decoding while it computes.
-        self._embed_slots = workers if on_cpu else embedder.calls_at_once
+        self._embed_slots = min(workers, embedder.calls_at_once) if on_cpu else embedder.calls_at_once
         self._thread_count = workers if on_cpu else workers + self._embed_slots
+        self._thread_count += decode_deferred is not None
+        # With fewer threads than cores, or more, somebody else's threads would have to share a core with one of ours.
+        self._cores = _cores() if embedder.pins_threads and self._thread_count == available_cores() else []
         # A GPU's libraries choose their algorithms, or build an engine, anew for each shape: it sees only one.
         self._whole_batches = not on_cpu
         # Batches whose pixels may be in memory: those being embedded, and enough beside them to decode into.
         self._pixel_limit = self._embed_slots + 1 + -(-self._thread_count // batch_size)
+        self._pixel_limit += decode_deferred is not None
         self._block_limit = 4 + self._thread_count // block_batches
 
         self._condition = threading.Condition()
         self._filling: deque[tuple[_OpenBlock[Detail], _Batch[Detail]]] = deque()
+        self._to_decode: deque[tuple[_OpenBlock[Detail], _Batch[Detail]]] = deque()
         self._to_embed: deque[tuple[_OpenBlock[Detail], _Batch[Detail]]] = deque()
         self._to_finish: deque[_OpenBlock[Detail]] = deque()
         self._finished: dict[int, Block[Detail, Answer]] = {}
         self._embedding = 0
+        self._decoding = 0
+        self._idle = 0
         self._live_pixels = 0
         self._open_blocks = 0
         self._total_blocks: int | None = None
@@ -276,17 +313,52 @@ class Pipeline(Generic[Detail, Answer]):
         return True
 
     def _work(self) -> None:
+        if self._cores:
+            self._pin()
         while True:
             with self._condition:
-                while not (self._stopped or self._to_finish or self._can_embed() or self._filling):
+                self._idle += 1
+                while not (
+                    self._stopped or self._to_finish or self._can_embed() or self._can_decode() or self._filling
+                ):
                     self._condition.wait()
+                self._idle -= 1
                 if self._stopped:
                     return
+                if self._monitor is not None:
+                    self._monitor.queues(self._queues())
                 task = self._take()
             task()
 
+    def _pin(self) -> None:
+        """Keeps this thread on a core of its own; where the system does not let it, it goes without."""
+        with self._condition:
+            core = self._cores.pop()
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, {core})
+
+    def _queues(self) -> dict[str, int]:
+        return {
+            "filling": sum(len(batch.sources) - batch.next_slot for _, batch in self._filling),
+            "to decode on device": len(self._to_decode),
+            "to embed": len(self._to_embed),
+            "to finish": len(self._to_finish),
+            "finished": len(self._finished),
+            "idle threads": self._idle,
+        }
+
+    def _ended(self, stage: Stage, started: float, photos: int) -> float:
+        """Tells the monitor, and returns the seconds that a task took."""
+        ended = time.perf_counter()
+        if self._monitor is not None:
+            self._monitor.task(stage, started, ended, photos)
+        return ended - started
+
     def _can_embed(self) -> bool:
         return bool(self._to_embed) and self._embedding < self._embed_slots
+
+    def _can_decode(self) -> bool:
+        return bool(self._to_decode) and self._decoding < 1
 
     def _take(self) -> Callable[[], None]:
         """The task that is furthest along; called with the lock held, when there is one."""
@@ -297,6 +369,10 @@ class Pipeline(Generic[Detail, Answer]):
             of_block, batch = self._to_embed.popleft()
             self._embedding += 1
             return lambda: self._embed_batch(of_block, batch)
+        if self._can_decode():
+            of_block, batch = self._to_decode.popleft()
+            self._decoding += 1
+            return lambda: self._decode_batch(of_block, batch)
         of_block, batch = self._filling[0]
         slot = batch.next_slot
         batch.next_slot += 1
@@ -309,7 +385,7 @@ class Pipeline(Generic[Detail, Answer]):
         source = batch.sources[slot]
         assert batch.pixels is not None
         failure = source.problem
-        detail = None
+        detail: Detail | Deferred | None = None
         if failure is None:
             try:
                 detail = self._prepare(source, batch.pixels[slot])
@@ -317,17 +393,39 @@ class Pipeline(Generic[Detail, Answer]):
                 # Its traceback would keep the photo's bytes alive until the block is written.
                 failure = error.with_traceback(None)
                 failure.__cause__ = failure.__context__ = None
+        seconds = self._ended("prepare", started, 1)
         with self._condition:
-            self.times.prepare_seconds += time.perf_counter() - started
+            self.times.prepare_seconds += seconds
             self.times.prepared += 1
             if failure is not None:
                 batch.failures[slot] = failure
+            elif isinstance(detail, Deferred):
+                batch.deferred[slot] = detail
             elif detail is not None:
                 batch.details[slot] = detail
             batch.unprepared -= 1
             if batch.unprepared == 0:
-                self._to_embed.append((block, batch))
+                (self._to_decode if batch.deferred else self._to_embed).append((block, batch))
                 self._condition.notify_all()
+
+    def _decode_batch(self, block: _OpenBlock[Detail], batch: _Batch[Detail]) -> None:
+        started = time.perf_counter()
+        pixels = batch.pixels
+        assert pixels is not None
+        assert self._decode_deferred is not None
+        deferred = batch.deferred
+        failures = self._decode_deferred([(batch.sources[slot], deferred[slot], pixels[slot]) for slot in deferred])
+        seconds = self._ended("decode on device", started, len(deferred))
+        with self._condition:
+            for slot, failure in zip(deferred, failures, strict=True):
+                if failure is not None:
+                    batch.failures[slot] = failure
+            # The files' bytes go now, not when the block is delivered.
+            batch.deferred = {}
+            self.times.decode_on_device_seconds += seconds
+            self._decoding -= 1
+            self._to_embed.append((block, batch))
+            self._condition.notify_all()
 
     def _embed_batch(self, block: _OpenBlock[Detail], batch: _Batch[Detail]) -> None:
         started = time.perf_counter()
@@ -343,8 +441,9 @@ class Pipeline(Generic[Detail, Answer]):
         for row in np.flatnonzero(~finite).tolist():
             batch.failures[usable[row]] = _NOT_FINITE
         batch.embeddings = embeddings[finite]
+        seconds = self._ended("embed", started, len(usable))
         with self._condition:
-            self.times.embed_seconds += time.perf_counter() - started
+            self.times.embed_seconds += seconds
             self.times.embedded += len(usable)
             self._embedding -= 1
             self._live_pixels -= 1
@@ -374,7 +473,12 @@ class Pipeline(Generic[Detail, Answer]):
         assert len(block.embeddings) == len(block.located)
         assert len(block.located) + len(block.failures) == len(block.sources)
         block.answer = self._finish(block)
+        seconds = self._ended("finish", started, len(block.sources))
         with self._condition:
-            self.times.finish_seconds += time.perf_counter() - started
+            self.times.finish_seconds += seconds
             self._finished[open_block.number] = block
             self._condition.notify_all()
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []

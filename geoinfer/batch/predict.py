@@ -16,16 +16,21 @@ from geoinfer.batch.pipeline import Block, Pipeline
 from geoinfer.batch.rows import ESTIMATED, LOW_SCORE, abstained_row, failed_row, ok_row
 from geoinfer.batch.writers import WITH_CANDIDATES, check_error_report, format_of, write_error_report, write_rows
 from geoinfer.errors import InputError, InterruptedRunError, UsageError
-from geoinfer.images import Source, check_sources, discover, load_pixels
+from geoinfer.images import Source, check_sources, discover
+from geoinfer.images.loader import PhotoLoader
 from geoinfer.places.places import PACKAGE as PLACES_PACKAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from geoinfer.batch.device_decoding import DeviceDecoding
+    from geoinfer.batch.monitor import PipelineMonitor
+    from geoinfer.batch.pipeline import Deferred
+    from geoinfer.errors import ImageError
     from geoinfer.geolocator import Geolocator
 
 # A part is made safe when either is reached, always at the end of a block.
@@ -142,6 +147,7 @@ class PredictSummary:
         already_finished: nothing was left to do.
         failures: how many inputs failed, by error code, the most frequent first.
         stage_seconds: thread time by stage.
+        decoded: photos by who decoded them, where a GPU did some: see `DecodeCounts`.
     """
 
     inputs: int
@@ -154,6 +160,7 @@ class PredictSummary:
     abstained: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    decoded: dict[str, int] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -180,6 +187,8 @@ def run_predict(
     observer: RunObserver,
     *,
     see: Callable[[dict[str, Any]], None] | None = None,
+    monitor: PipelineMonitor | None = None,
+    open_decoding: Callable[[PhotoLoader], DeviceDecoding | None] | None = None,
 ) -> PredictSummary:
     """Locates every input and writes the result and the error report.
 
@@ -190,11 +199,13 @@ def run_predict(
         see: is shown every row of the result once, in their order, while the result is written, those of an earlier
             run that this one resumes too; none where nothing was left to do. The rows that this run makes have their
             candidates, whether the result's format has room for them or not.
+        monitor: is told what each thread of the pipeline does.
+        open_decoding: makes of the CPU's loader what decodes on a GPU as well, or nothing; without it the CPU does.
 
     Raises:
         InputError: an argument names nothing, or all of them together hold no photo.
         OutputError, UsageError: see `RunLedger.open`.
-        InterruptedRunError: Ctrl-C, or the disk filled up; what was done is safe and the same call resumes.
+        InterruptedRunError: Ctrl-C, or the disk or the memory is full; what was done is safe and the same call resumes.
         GeoInferError: the model failed.
     """
     format_of(options.output)
@@ -202,7 +213,12 @@ def run_predict(
     if options.errors.resolve() == options.output.resolve():
         raise UsageError(f"--errors {options.errors}: is the output itself", hint="choose another file")
     check_error_report(options.errors)
-    with RunLedger(options.output, _fingerprint(geolocator, options)) as ledger:
+    with contextlib.ExitStack() as held:
+        loader = held.enter_context(PhotoLoader(geolocator.embedder.identity.preprocessing, options.workers))
+        decoding = None if open_decoding is None else open_decoding(loader)
+        if decoding is not None:
+            held.enter_context(decoding)
+        ledger = held.enter_context(RunLedger(options.output, _fingerprint(geolocator, options, decoding)))
         ledger.open(restart=options.restart)
         if ledger.finished is not None:
             try:
@@ -210,7 +226,7 @@ def run_predict(
             finally:
                 ledger.discard()
         try:
-            return _run(geolocator, options, observer, ledger, see)
+            return _run(geolocator, options, observer, ledger, see, _Decoders(loader, decoding), monitor)
         except BaseException:
             # An unfinished run with nothing in it would only stand in the way of the command that is put right.
             if ledger.inputs == 0:
@@ -224,6 +240,8 @@ def _run(
     observer: RunObserver,
     ledger: RunLedger,
     see: Callable[[dict[str, Any]], None] | None,
+    decoders: _Decoders,
+    monitor: PipelineMonitor | None,
 ) -> PredictSummary:
     inputs = _Inputs(options)
     resumed, digest = ledger.inputs, InputDigest()
@@ -235,7 +253,7 @@ def _run(
         _skip_done(inputs, ledger, digest, options.output)
         observer.started(resumed, ledger.counts["error"])
         top = options.top if see is not None or format_of(options.output) in WITH_CANDIDATES else 0
-        with _pipeline(geolocator, options, inputs, resumed, observer, top) as pipeline:
+        with _pipeline(geolocator, options, inputs, resumed, observer, top, decoders, monitor) as pipeline:
             for block in pipeline:
                 assert block.answer is not None
                 assert len(block.answer) == len(block.sources)
@@ -272,8 +290,9 @@ def _run(
             skipped=counts["skipped"],
             abstained=abstained,
             failures=failures,
+            decoded={} if decoders.device is None else decoders.device.counts.as_dict(),
             stage_seconds={
-                "read and decode": times.prepare_seconds,
+                "read and decode": times.prepare_seconds + times.decode_on_device_seconds,
                 "embed": times.embed_seconds,
                 "search": times.finish_seconds,
             },
@@ -281,17 +300,23 @@ def _run(
         assert summary.inputs == digest.count == summary.ok + summary.error + summary.skipped
         with _saving(ledger.record_path, ledger):
             ledger.finish(run_record(geolocator, summary, digest.value))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MemoryError) as stopped:
         # What is finished but not yet in a part need not be lost; unless the commit itself was what was interrupted.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             if pending[0] and not (ledger.parts and ledger.parts[-1].digest == pending[1]):
                 ledger.commit(*pending)
+        why, instead = "interrupted", ""
+        if isinstance(stopped, MemoryError):
+            why, instead = "there is not enough memory", "; with fewer --workers it takes less"
         again = "the same command without --restart" if options.restart else "the same command"
         if ledger.inputs == 0:
-            raise InterruptedRunError("interrupted before anything was done") from None
+            raise InterruptedRunError(
+                f"{why}; nothing was done yet" if instead else "interrupted before anything was done",
+                hint=instead.removeprefix("; "),
+            ) from None
         raise InterruptedRunError(
-            f"interrupted; {ledger.inputs} inputs are done and safe in {ledger.folder}",
-            hint=f"{again} goes on from there" + ("" if options.restart else "; add --restart to begin anew"),
+            f"{why}; {ledger.inputs} inputs are done and safe in {ledger.folder}",
+            hint=f"{again} goes on from there{instead}" + ("" if options.restart else "; add --restart to begin anew"),
         ) from None
     return summary
 
@@ -316,18 +341,39 @@ def _saving(path: Path, ledger: RunLedger) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Decoders:
+    """What makes pixels of files: the CPU, and a GPU if there is one."""
+
+    loader: PhotoLoader
+    device: DeviceDecoding | None
+
+    def prepare(self, source: Source, pixels: NDArray[np.uint8]) -> Deferred | None:
+        if self.device is not None:
+            return self.device.prepare(source.path, pixels)
+        self.loader.load(source.path, pixels)
+        return None
+
+    def decode(self, items: Sequence[tuple[Source, Deferred, NDArray[np.uint8]]]) -> list[ImageError | None]:
+        assert self.device is not None
+        return self.device.decode([(source.path, left.data, left.kind, pixels) for source, left, pixels in items])
+
+
 def _pipeline(
-    geolocator: Geolocator, options: PredictOptions, inputs: _Inputs, first: int, observer: RunObserver, top: int
+    geolocator: Geolocator,
+    options: PredictOptions,
+    inputs: _Inputs,
+    first: int,
+    observer: RunObserver,
+    top: int,
+    decoders: _Decoders,
+    monitor: PipelineMonitor | None,
 ) -> Pipeline[None, list[dict[str, Any]]]:
     embedder, index = geolocator.embedder, geolocator.index.index
-    preprocessing = embedder.identity.preprocessing
     # The pipeline's own threads fill the cores; a search that spread out would only get in their way.
     threads = 1
     large = index.size * index.dim * 4 >= _LARGE_INDEX_BYTES
     block_size = _BLOCK_LARGE_INDEX if large else _BLOCK
-
-    def prepare(source: Source, pixels: NDArray[np.uint8]) -> None:
-        pixels[...] = load_pixels(source.path, preprocessing)
 
     def finish(block: Block[None, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         located = geolocator.locate_embeddings(block.embeddings, top=top, threads=threads)
@@ -359,13 +405,15 @@ def _pipeline(
     return Pipeline(
         iter(inputs),
         embedder,
-        prepare,
+        decoders.prepare,
         finish,
         batch_size=options.batch_size,
         workers=options.workers,
         block_batches=max(1, -(-block_size // options.batch_size)),
         first=first,
         on_progress=observer.progressed,
+        decode_deferred=None if decoders.device is None else decoders.decode,
+        monitor=monitor,
     )
 
 
@@ -430,7 +478,7 @@ def _already_finished(options: PredictOptions, record: dict[str, Any]) -> Predic
     )
 
 
-def _fingerprint(geolocator: Geolocator, options: PredictOptions) -> dict[str, Any]:
+def _fingerprint(geolocator: Geolocator, options: PredictOptions, decoding: DeviceDecoding | None) -> dict[str, Any]:
     """Everything that decides what the rows say."""
     embedder = geolocator.embedder
     return {
@@ -442,6 +490,7 @@ def _fingerprint(geolocator: Geolocator, options: PredictOptions) -> dict[str, A
         "device": embedder.device.partition(":")[0],
         # A GPU's libraries choose their algorithms by the shape of a batch, and with them the last digits.
         "--batch-size": None if embedder.device == "cpu" else options.batch_size,
+        "--decode": None if decoding is None else decoding.fingerprint,
         "--k": geolocator.answer.k,
         "--aggregate": geolocator.answer.aggregate,
         "--temperature": geolocator.answer.used_temperature,

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
 import geoinfer
-from geoinfer.cli import doctor, engine, evaluate, index, info, predict
 from geoinfer.cli.console import say
 from geoinfer.cli.interrupts import ignore_interrupts, interrupts_end_the_process
+from geoinfer.cli.start import started, starting
 from geoinfer.errors import EXIT_INTERRUPTED, EXIT_OK, GeoInferError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 EXIT_BUG = 70
 """An error that geoinfer did not foresee (EX_SOFTWARE of sysexits.h)."""
 
-app = typer.Typer(
-    name="geoinfer",
-    help="Tell where photos were taken, from their pixels alone.",
-    epilog="Start with: geoinfer predict ./photos",
-    no_args_is_help=True,
-    add_completion=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+_COMMANDS: Final[dict[str, str]] = {
+    "predict": "Locate photos.",
+    "evaluate": "Measure how far off predictions are.",
+    "tune": "Find out how a model runs fastest on this CPU.",
+    "info": "Say what a bundle or an ONNX model is.",
+    "doctor": "Say what is installed, what clashes and what is missing.",
+    "index": "Build, tune and look at reference indexes.",
+    "engine": "Build and look at TensorRT engines, for NVIDIA GPUs.",
+}
+"""Each has a module of its name with a function, or a group called `app`, and is listed with these words."""
+
+_SAY_WHEN_STARTED: Final = ("predict",)
+"""Commands that say themselves when their imports are over and all is open."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -35,21 +43,48 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _SAY_WHEN_STARTED:
+        started()
 
 
-app.command("predict", short_help="Locate photos.")(predict.predict)
-app.command("evaluate", short_help="Measure how far off predictions are.")(evaluate.evaluate)
-app.command("info", short_help="Say what a bundle or an ONNX model is.")(info.info)
-app.command("doctor", short_help="Say what is installed, what clashes and what is missing.")(doctor.doctor)
-app.add_typer(index.app, name="index", short_help="Build, tune and look at reference indexes.")
-app.add_typer(engine.app, name="engine")
+def _app(names: Iterable[str]) -> typer.Typer:
+    """The command with these sub-commands; to look at the parameters of all takes as long as importing NumPy."""
+    made = typer.Typer(
+        name="geoinfer",
+        help="Tell where photos were taken, from their pixels alone.",
+        epilog="Start with: geoinfer predict ./photos",
+        no_args_is_help=True,
+        add_completion=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    made.callback()(_root)
+    for name in names:
+        module = importlib.import_module(f"geoinfer.cli.{name}")
+        if hasattr(module, "app"):
+            made.add_typer(module.app, name=name, short_help=_COMMANDS[name])
+        else:
+            made.command(name, short_help=_COMMANDS[name])(getattr(module, name))
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # the whole of it, for those who look at it
+        return _app(_COMMANDS)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _wanted() -> Iterable[str]:
+    """The sub-command that is asked for; all where it is the list of them that is, or what a shell may complete."""
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    return (first,) if first in _COMMANDS and "_GEOINFER_COMPLETE" not in os.environ else _COMMANDS
 
 
 def main() -> NoReturn:
@@ -68,8 +103,9 @@ def main() -> NoReturn:
 
 def _run() -> int:
     """The exit code of the command, whatever happened, said on standard error where it went wrong."""
+    starting()
     try:
-        app(prog_name="geoinfer")
+        _app(_wanted())(prog_name="geoinfer")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else EXIT_OK
     except GeoInferError as error:
@@ -79,6 +115,9 @@ def _run() -> int:
         _complain("interrupted", "")
         return EXIT_INTERRUPTED
     except Exception as error:
+        if _out_of_memory(error):
+            _complain("there is not enough memory", "end other programs, or use a machine or a limit with more")
+            return EXIT_INTERRUPTED
         if os.environ.get("GEOINFER_DEBUG"):
             raise
         text = " ".join(str(error).split())[:500]
@@ -87,7 +126,17 @@ def _run() -> int:
             "this is a fault of geoinfer: please report it with the output of GEOINFER_DEBUG=1 and this command",
         )
         return EXIT_BUG
+    finally:
+        started()
     return EXIT_OK
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether that is what it means; a library that could not be mapped and a thread that could not start say other."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    words = ("failed to map segment from shared object", "can't start new thread", "cannot allocate memory")
+    return isinstance(error, (ImportError, RuntimeError)) and any(word in str(error).lower() for word in words)
 
 
 def _open_closed_streams() -> None:

@@ -120,6 +120,7 @@ def evaluate(
         str,
         typer.Option("--index-device", help="Where the index is searched: auto, cpu or cuda.", metavar="DEVICE"),
     ] = "auto",
+    precision: options.Precision = "auto",
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     preprocessing: options.Pixels = None,
@@ -158,7 +159,7 @@ def evaluate(
     given = {
         "--engine": engine, "--k": k, "--aggregate": aggregate, "--temperature": temperature, "--hold-out": hold_out,
         "--bandwidth-km": bandwidth_km, "--min-score": min_score, "--batch-size": batch_size,
-        "--preprocessing": preprocessing,
+        "--preprocessing": preprocessing, "--precision": None if precision == "auto" else precision,
     }  # fmt: skip
     if compare:
         others = {
@@ -187,6 +188,7 @@ def evaluate(
     worker_count = options.checked_workers(workers)
     options.check_batch_size(batch_size)
     pixels = options.parsed_preprocessing(preprocessing)
+    plan, device = options.planned(precision, device, quiet=quiet, pixels=pixels)
 
     from geoinfer.cli.console import Console, answer, device_line, failed_line, index_device_line, say
     from geoinfer.evaluate.folder import ReportFolder, check_report_folder
@@ -251,6 +253,7 @@ def evaluate(
                 index_device=index_device,
                 preprocessing=pixels,
                 threads=1,
+                plan=plan,
             ) as geolocator:
                 device_line(console, geolocator.embedder)
                 index_device_line(console, geolocator.index_device)

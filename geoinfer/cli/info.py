@@ -78,12 +78,28 @@ def _bundle(folder: Path, *, verify: bool) -> dict[str, Any]:
         "index": f"{manifest.kind}, {manifest.size} references, {manifest.geocells} geocells (S2 level 6)",
         "licences": [f"{part}: {licence}" for part, licence in bundle.licences.items()],
     }
+    if int8 := _int8(bundle.model_path):
+        values["int8"] = int8
     if engines := _engines(folder, manifest.embedder, verify=verify):
         values["engines"] = engines
     values |= _measured(bundle.metrics)
     if bundle.notice:
         values["notice"] = bundle.notice
     return values
+
+
+def _int8(model: Path) -> str:
+    """Whether the model's int8 sibling serves; empty where there is none."""
+    from geoinfer.engines.int8_beside import int8_beside
+    from geoinfer.errors import GeoInferError
+
+    try:
+        sibling = int8_beside(model)
+    except GeoInferError as error:
+        return f"not used: {str(error).removeprefix(f'{model.parent}/')}"
+    if sibling is None:
+        return ""
+    return f"{sibling.name}, {sibling.stat().st_size / 1e6:.1f} MB, for CPUs that are faster with it"
 
 
 def _engines(folder: Path, embedder: EmbedderIdentity, *, verify: bool) -> list[str]:
@@ -133,9 +149,10 @@ def _verdict(engine: Path, sidecar: Sidecar, embedder: EmbedderIdentity) -> str:
 def _measured(metrics: dict[str, Any]) -> dict[str, str]:
     """A bundle's metrics as far as they are what this geoinfer writes; a later one may write others."""
     measured: dict[str, str] = {}
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        parity = metrics["parity"]
-        measured["parity"] = f"cosine with torch at least {float(parity['min_cosine'])}, on {parity['photos']} photos"
+    for name, noun in (("parity", "parity"), ("parity_int8", "parity of int8")):
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            parity = metrics[name]
+            measured[noun] = f"cosine with torch at least {float(parity['min_cosine'])}, on {parity['photos']} photos"
     with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
         figures = metrics["leave_one_out"]
         shares = sorted((int(radius), float(share)) for radius, share in figures["within_percent"].items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -13,10 +14,11 @@ from geoinfer.errors import OutputError, UsageError
 from geoinfer.machine import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from geoinfer.backends import Embedder
     from geoinfer.images import Preprocessing
+    from geoinfer.self_tuning.plan import MeasuredPlan
 
 Engine = Annotated[
     Path | None,
@@ -32,11 +34,34 @@ BatchSize = Annotated[
     typer.Option(
         "--batch-size",
         help="Photos that the model sees at once.",
-        show_default="1 on a CPU, 64 on a GPU, an engine's best",
+        show_default="on a CPU what `geoinfer tune` found, else 1; 64 on a GPU; an engine's best",
     ),
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", help="CPU threads.", show_default="all cores this process may use")
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="On a CPU: fp32 for the model itself, int8 for the int8 file beside it, or auto: int8 where `geoinfer "
+        "tune`, or a long run, found that it is faster here and close enough.",
+        metavar="PRECISION",
+    ),
+]
+NoTune = Annotated[
+    bool,
+    typer.Option(
+        "--no-tune", help="Do not measure how the model runs fastest on this CPU, and do not use what was measured."
+    ),
+]
+Decode = Annotated[
+    str,
+    typer.Option(
+        "--decode",
+        help="Where JPEGs are decoded: cpu, gpu, or auto: those that go faster there on the model's own GPU.",
+        metavar="WHERE",
+    ),
 ]
 K = Annotated[
     int | None,
@@ -95,6 +120,63 @@ def checked_workers(workers: int | None) -> int:
     if workers is not None and not 1 <= workers <= 1024:
         raise UsageError(f"--workers {workers}: expected 1 to 1024")
     return workers or available_cores()
+
+
+def planned(
+    precision: str,
+    device: str,
+    *,
+    quiet: bool = False,
+    no_tune: bool = False,
+    enough: Callable[[], bool] | None = None,
+    made_with: str | None = None,
+    pixels: Preprocessing | None = None,
+) -> tuple[MeasuredPlan, str]:
+    """How a model is to be run if it comes to run on the CPU, and the device to open it on.
+
+    Args:
+        precision: `--precision`.
+        device: `--device`.
+        quiet: `--quiet`.
+        no_tune: `--no-tune`.
+        enough: whether there is so much to do that it pays to measure where nothing is kept; None never to measure.
+        made_with: SHA-256 of the model file of the run that is gone on with.
+        pixels: `--preprocessing`.
+
+    Returns:
+        A planner for `Geolocator.open`, and `cpu` in place of `auto` where int8 was asked for.
+
+    Raises:
+        UsageError: no such precision, or int8 and a GPU.
+    """
+    from geoinfer.cli.console import say
+    from geoinfer.self_tuning.plan import PRECISIONS, MeasuredPlan
+
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    if precision == "int8":
+        if device not in ("auto", "cpu"):
+            raise UsageError(
+                f"--precision int8 is for a CPU, and --device is {device}",
+                hint="leave one of the two out; on a GPU an engine has the precision that it was built with",
+            )
+        device = "cpu"
+    plan = MeasuredPlan(
+        precision=precision,
+        measure=None if no_tune else enough,
+        say=(lambda _: None) if quiet else say,
+        preprocessing=pixels,
+        made_with=made_with,
+        ignore_kept=no_tune,
+    )
+    return plan, device
+
+
+def many(sources: Iterable[object]) -> bool:
+    """Whether there are so many that it pays to measure; takes no more than it needs to know."""
+    from geoinfer.self_tuning.plan import WORTH_MEASURING
+
+    return sum(1 for _ in itertools.islice(sources, WORTH_MEASURING)) == WORTH_MEASURING
 
 
 def check_batch_size(batch_size: int | None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from geoinfer.cli import options
+from geoinfer.cli.decoding import check_decode, decoding_opener
 from geoinfer.errors import (
     EXIT_FAILED_INPUTS,
     EXIT_OK,
@@ -22,12 +23,13 @@ from geoinfer.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from geoinfer.batch.predict import PredictOptions, PredictSummary, Shard
     from geoinfer.cli.console import Console
     from geoinfer.evaluate.prediction_page import PredictionSample
     from geoinfer.geolocator import Geolocator
+    from geoinfer.images import Source
 
 _MOST_THUMBNAILS: Final = 10_000
 
@@ -72,6 +74,9 @@ def predict(
         typer.Option("--errors", help="Report of failed inputs, a CSV.", show_default="<output>.errors.csv"),
     ] = None,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    no_tune: options.NoTune = False,
+    decode: options.Decode = "auto",
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     k: options.K = None,
@@ -130,6 +135,7 @@ def predict(
     from geoinfer.batch.writers import format_of
     from geoinfer.cli.console import Console, answer, device_line, failed_line, index_device_line, say
     from geoinfer.cli.interrupts import interrupts_raise
+    from geoinfer.cli.start import started
     from geoinfer.geolocator import Geolocator
     from geoinfer.images import check_sources
 
@@ -144,6 +150,7 @@ def predict(
     worker_count = options.checked_workers(workers)
     options.check_batch_size(batch_size)
     pixels = options.parsed_preprocessing(preprocessing)
+    check_decode(decode)
     check_sources(sources)
     errors = errors or output.with_name(f"{output.stem}.errors.csv")
     written = {"--output": output, "the run's record": output.with_name(f"{output.name}.run.json"), "--errors": errors}
@@ -155,6 +162,11 @@ def predict(
     options.check_written(written, sources, output.parent)
     if summary_json is not None:
         options.check_summary(summary_json)
+    made_with, finished = (None, False) if restart else _begun(output)
+    enough = None if finished or not _listable(sources) else lambda: options.many(_inputs(sources, share))
+    plan, device = options.planned(
+        precision, device, quiet=quiet, no_tune=no_tune, enough=enough, made_with=made_with, pixels=pixels
+    )
     with Geolocator.open(
         engine,
         index,
@@ -168,7 +180,9 @@ def predict(
         index_device=index_device,
         preprocessing=pixels,
         threads=1,
+        plan=plan,
     ) as geolocator:
+        started()
         run = PredictOptions(
             sources=tuple(sources),
             output=output,
@@ -184,7 +198,15 @@ def predict(
             device_line(console, embedder)
             index_device_line(console, geolocator.index_device)
             with interrupts_raise():
-                summary = run_predict(geolocator, run, console, see=None if drawn is None else drawn.sample.add)
+                summary = run_predict(
+                    geolocator,
+                    run,
+                    console,
+                    see=None if drawn is None else drawn.sample.add,
+                    open_decoding=decoding_opener(
+                        decode, embedder, workers=worker_count, batch_size=run.batch_size, tell=console.say
+                    ),
+                )
                 # Only now: whatever becomes of the map, the result is safe.
                 no_map = None if drawn is None else _draw_map(drawn, geolocator, run, summary, console)
         code = EXIT_FAILED_INPUTS if limit.exceeded(summary.error, summary.inputs) else EXIT_OK
@@ -299,13 +321,31 @@ def _draw_map(
 
 
 def _counter(run: PredictOptions) -> Callable[[], int] | None:
-    """Counts the inputs; None where that would use them up: standard input, or a list that is a pipe."""
+    """Counts the inputs; None where that would use them up."""
+    return (lambda: sum(1 for _ in _inputs(run.sources, run.shard))) if _listable(run.sources) else None
+
+
+def _listable(sources: Iterable[str]) -> bool:
+    """Whether the inputs can be gone through without using them up, as standard input or a pipe's list would be."""
+    return not any(
+        name == "-" or (name.startswith("@") and not os.path.lexists(name) and not os.path.isfile(name[1:]))
+        for name in sources
+    )
+
+
+def _inputs(sources: Iterable[str], share: Shard | None) -> Iterator[Source]:
     from geoinfer.images import discover
 
-    for name in run.sources:
-        if name == "-" or (name.startswith("@") and not os.path.lexists(name) and not os.path.isfile(name[1:])):
-            return None
-    return lambda: sum(run.shard is None or run.shard.holds(source.path) for source in discover(run.sources))
+    return (source for source in discover(sources) if share is None or share.holds(source.path))
+
+
+def _begun(output: Path) -> tuple[str | None, bool]:
+    """SHA-256 of the model file that an earlier run of this output was made with, and whether it is finished."""
+    from geoinfer.batch.ledger import earlier_run
+
+    fingerprint, finished = earlier_run(output)
+    model = (fingerprint or {}).get("engine file")
+    return (model if isinstance(model, str) else None), finished
 
 
 def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary) -> list[str]:
@@ -327,6 +367,11 @@ def _lines(geolocator: Geolocator, run: PredictOptions, summary: PredictSummary)
     failures = summary.failures | ({LOW_SCORE: summary.abstained} if summary.abstained else {})
     if summary.resumed:
         lines.append(f"  {summary.resumed} of them had been done by an earlier run.")
+    if summary.decoded:
+        from geoinfer.batch.device_decoding import DecodeCounts
+
+        counts = str(DecodeCounts(**summary.decoded))
+        lines.append(f"  {counts[0].upper()}{counts[1:]}.")
     lines.append(f"  locations: {run.output}")
     lines.append(f"  errors:    {error_line(run.errors, failures)}")
     if not geolocator.calibrated:
@@ -354,10 +399,12 @@ def _summary(geolocator: Geolocator, run: PredictOptions, summary: PredictSummar
         "already_finished": summary.already_finished,
         "seconds": round(summary.seconds, 3),
         "images_per_second": round(summary.images_per_second, 3),
+        "decoded": summary.decoded,
         "stage_seconds": {name: round(value, 3) for name, value in summary.stage_seconds.items()},
         "output": str(run.output.absolute()),
         "errors": str(run.errors.absolute()),
         "engine": embedder.identity.name,
+        "engine_file": embedder.fingerprint,
         "index": str(geolocator.index.folder.absolute()),
         "device": embedder.device,
         "device_reason": embedder.device_reason,

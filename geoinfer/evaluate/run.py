@@ -274,6 +274,7 @@ def _made_by(geolocator: Geolocator, held_out: list[str]) -> dict[str, Any]:
     answer, manifest = geolocator.answer, geolocator.index.manifest
     return {
         "engine": geolocator.embedder.identity.name,
+        "engine_file": geolocator.embedder.fingerprint,
         "device": geolocator.embedder.device,
         "index": geolocator.index.folder.resolve().name,
         "index_fingerprint": manifest.fingerprint,

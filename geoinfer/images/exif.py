@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from geoinfer.errors import ImageError
-from geoinfer.images.decode import open_lazily
+from geoinfer.images.decode_pillow import open_lazily
 from geoinfer.images.read import read_image_file
 
 if TYPE_CHECKING:

@@ -37,7 +37,8 @@ class FakeEmbedder:
     def __init__(self, *, device: str = "cpu", size: int = 2) -> None:
         self.identity = EmbedderIdentity("fake", 3, Preprocessing(size=size))
         self.device, self.device_reason, self.fingerprint = device, "fake", "0" * 64
-        self.best_batch, self.calls_at_once = None, 1
+        self.best_batch, self.calls_at_once = None, 64 if device == "cpu" else 1
+        self.pins_threads = False
         self.batches: list[int] = []
         self.concurrent = self.most_concurrent = 0
         self.lock = threading.Lock()

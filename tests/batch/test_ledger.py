@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from geoinfer import lock as lock_module
-from geoinfer.batch.ledger import InputDigest, RunLedger
+from geoinfer.batch.ledger import InputDigest, RunLedger, earlier_run
 from geoinfer.errors import OutputError, UsageError
 from geoinfer.lock import OutputLock
 
@@ -343,3 +343,25 @@ def test_the_ledger_is_lines_of_json_that_anyone_can_read(three_parts):
     lines = [json.loads(line) for line in (three_parts / "ledger.jsonl").read_text().splitlines()]
     assert lines[0] == {"fingerprint": PRINT}
     assert [line["inputs"] for line in lines[1:]] == [2, 3, 1]
+
+
+def test_what_an_earlier_run_was_made_with_is_found_without_touching_it(tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    assert earlier_run(output) == (None, False)
+    with RunLedger(output, {"engine file": "a"}) as ledger:
+        ledger.open(restart=False)
+        # Also while another process holds the lock, and where a crash cut the ledger short.
+        assert earlier_run(output) == ({"engine file": "a"}, False)
+        with (ledger.folder / "ledger.jsonl").open("ab") as file:
+            file.write(b'{"part": 0, "inp')
+        before = (ledger.folder / "ledger.jsonl").read_bytes()
+        assert earlier_run(output) == ({"engine file": "a"}, False)
+        assert (ledger.folder / "ledger.jsonl").read_bytes() == before
+        output.write_text("x")
+        ledger.finish({})
+    assert earlier_run(output) == ({"engine file": "a"}, True)
+    output.unlink()
+    assert earlier_run(output) == ({"engine file": "a"}, False)
+    for content in (b"", b"{", b"[]", b'{"fingerprint": 5}', b"\xff"):
+        ledger.record_path.write_bytes(content)
+        assert earlier_run(output) == (None, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import threading
 import weakref
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geoinfer.batch.pipeline import Block, Pipeline
+from geoinfer.batch.pipeline import Block, Deferred, Pipeline
 from geoinfer.errors import ImageError
 from geoinfer.images import Source
 
@@ -204,6 +205,159 @@ def test_it_never_runs_far_ahead_of_its_consumer(kit, batch_size, workers, block
     assert most > span, "it never ran ahead at all, so nothing was bounded"
     assert len(buffers) <= embedding + 1 + -(-threads // batch_size)
     assert {buffer.shape for buffer in buffers.values()} == {(batch_size, 2, 2, 3)}
+
+
+def test_a_cpu_gets_no_more_calls_at_once_than_it_gains_by(kit):
+    """Four threads, of which two may embed: those two meet, and a third never comes."""
+    embedder = kit.FakeEmbedder()
+    embedder.calls_at_once = 2
+    together = threading.Barrier(2)
+    embedder.hook = lambda _: together.wait(30)
+
+    def prepare(source, pixels):
+        kit.paint(pixels, int(source.path))
+
+    with Pipeline(sources(40), embedder, prepare, lambda _: None, batch_size=2, workers=4) as pipeline:
+        order = [int(source.path) for block in pipeline for source in block.sources]
+    assert order == list(range(40))
+    assert embedder.most_concurrent == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(0, 50),
+    batch_size=st.integers(1, 7),
+    workers=st.integers(1, 4),
+    device=st.sampled_from(["cpu", "cuda:0"]),
+    seed=st.integers(0, 2**32),
+)
+def test_what_is_deferred_is_decoded_with_its_batch(count, batch_size, workers, device, seed, kit_module):
+    fates = [random.Random(seed + n).choice(["here", "later", "later", "bad here", "bad later"]) for n in range(count)]
+    calls: list[list[int]] = []
+    at_once, most = [0], [0]
+    lock = threading.Lock()
+
+    def prepare(source, pixels):
+        number = int(source.path)
+        if fates[number].startswith("bad here"):
+            raise ImageError("read", "missing", f"here {number}")
+        if fates[number].endswith("later"):
+            return Deferred(b"file %d" % number, "jpeg")
+        kit_module.paint(pixels, number)
+        return None
+
+    def decode(items):
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        calls.append([int(source.path) for source, _, _ in items])
+        failures = []
+        for source, deferred, pixels in items:
+            number = int(source.path)
+            assert deferred == Deferred(b"file %d" % number, "jpeg")
+            kit_module.paint(pixels, number)
+            bad = fates[number] == "bad later"
+            failures.append(ImageError("decode", "corrupt", f"later {number}") if bad else None)
+        with lock:
+            at_once[0] -= 1
+        return failures
+
+    with Pipeline(
+        sources(count), kit_module.FakeEmbedder(device=device), prepare, lambda _: None,
+        batch_size=batch_size, workers=workers, decode_deferred=decode,
+    ) as pipeline:  # fmt: skip
+        blocks = list(pipeline)
+    expected = [
+        [n for n in range(at, min(at + batch_size, count)) if fates[n].endswith("later") and fates[n] != "bad here"]
+        for at in range(0, count, batch_size)
+    ]
+    assert sorted(sorted(call) for call in calls) == sorted(batch for batch in expected if batch)
+    assert most[0] <= 1
+    found = {}
+    for block in blocks:
+        for offset, row in zip(block.located, colours(block), strict=True):
+            found[int(block.sources[offset].path)] = row
+        for offset, failure in block.failures.items():
+            found[int(block.sources[offset].path)] = str(failure)
+    wanted = {"here": None, "later": None, "bad here": "here {}", "bad later": "later {}"}
+    assert found == {
+        n: kit_module.code_of(n) if wanted[fate] is None else wanted[fate].format(n) for n, fate in enumerate(fates)
+    }
+
+
+class Watch:
+    """A monitor that keeps all it is told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, float, float, int]] = []
+        self.sizes: list[dict[str, int]] = []
+
+    def task(self, stage, started, ended, photos):
+        self.tasks.append((stage, started, ended, photos))
+
+    def queues(self, sizes):
+        self.sizes.append(dict(sizes))
+
+
+def test_a_monitor_hears_of_every_task_and_of_what_waits(kit):
+    watch = Watch()
+    embedder = kit.FakeEmbedder(device="cuda:0")
+    gate = threading.Event()
+    embedder.hook = lambda _: gate.wait(30)
+
+    def prepare(source, pixels):
+        kit.paint(pixels, int(source.path))
+        if int(source.path) == 5:
+            gate.set()  # the first batch waited in the model until the third was being decoded
+        return Deferred(b"", "jpeg") if int(source.path) % 4 == 3 else None
+
+    with Pipeline(
+        sources(24), embedder, prepare, lambda _: None, batch_size=2, block_batches=3, workers=1,
+        decode_deferred=lambda items: [None] * len(items), monitor=watch,
+    ) as pipeline:  # fmt: skip
+        list(pipeline)
+    photos = {}
+    for stage, started, ended, count in watch.tasks:
+        assert started <= ended
+        photos[stage] = photos.get(stage, 0) + count
+    assert photos == {"prepare": 24, "decode on device": 6, "embed": 24, "finish": 24}
+    assert [stage for stage, *_ in watch.tasks].count("finish") == 4
+    assert len(watch.sizes) == len(watch.tasks)
+    names = {"filling", "to decode on device", "to embed", "to finish", "finished", "idle threads"}
+    assert all(set(sizes) == names and min(sizes.values()) >= 0 for sizes in watch.sizes)
+    assert watch.sizes[0] == dict.fromkeys(names, 0) | {
+        "filling": watch.sizes[0]["filling"], "idle threads": watch.sizes[0]["idle threads"]
+    }  # fmt: skip
+    # One thread decodes here, one embeds and one decodes for the device: never more than the other two wait.
+    assert max(sizes["idle threads"] for sizes in watch.sizes) <= 2
+    assert max(sizes["filling"] for sizes in watch.sizes) >= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no threads")
+@pytest.mark.parametrize("more", [0, 1])
+def test_threads_are_pinned_only_one_to_a_core(kit, more):
+    cores = os.sched_getaffinity(0)
+    workers = len(cores) + more
+    if len(cores) == 1:
+        pytest.skip("one core")
+    where: dict[int, set[int]] = {}
+    all_there = threading.Barrier(workers)
+
+    def prepare(source, pixels):
+        kit.paint(pixels, int(source.path))
+        if threading.get_ident() not in where:
+            where[threading.get_ident()] = os.sched_getaffinity(0)
+            all_there.wait(30)
+
+    embedder = kit.FakeEmbedder()
+    embedder.pins_threads = True
+    with Pipeline(sources(8 * workers), embedder, prepare, lambda _: None, batch_size=1, workers=workers) as pipeline:
+        list(pipeline)
+    if not more:
+        assert sorted(tuple(on) for on in where.values()) == [(core,) for core in sorted(cores)]
+    else:
+        assert all(on == cores for on in where.values())
+    assert os.sched_getaffinity(0) == cores
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])

@@ -13,7 +13,7 @@ from geoinfer.cli import app
 
 COMMANDS = [
     [], ["predict"], ["index"], ["index", "build"], ["index", "add"], ["index", "merge"], ["index", "info"],
-    ["engine"], ["engine", "build"], ["engine", "info"], ["info"], ["doctor"],
+    ["tune"], ["engine"], ["engine", "build"], ["engine", "info"], ["info"], ["doctor"],
 ]  # fmt: skip
 IDS = [" ".join(command) or "geoinfer" for command in COMMANDS]
 HEAVY = [
@@ -110,7 +110,9 @@ def test_defaults_are_shown(shown) -> None:
     for option, default in {
         "--k": "(what the index says, else 10)", "--aggregate": "(what the index says, else density)",
         "--top": "5", "--max-errors": "0", "--device": "auto",
-        "--batch-size": "(1 on a CPU, 64 on a GPU, an engine's best)", "--workers": "(all cores this process may use)",
+        "--precision": "auto",
+        "--batch-size": "(on a CPU what `geoinfer tune` found, else 1; 64 on a GPU; an engine's best)",
+        "--workers": "(all cores this process may use)",
         "--engine": "(the shipped demonstration)", "--errors": "(<output>.errors.csv)",
     }.items():  # fmt: skip
         after = text.split(f" {option} ", 1)[1]

@@ -552,7 +552,7 @@ def test_a_second_interrupt_ends_it_at_once_and_cleanly(here: Path, tiny, comman
         ["predict", "many", "-i", tiny.index] if command == "predict" else ["index", "build", "many.csv", "-o", "i"]
     )
     with subprocess.Popen(
-        [sys.executable, "-m", "geoinfer", *arguments, "-e", tiny.model], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "geoinfer", *arguments, "-e", tiny.model, "--no-tune"], stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr.readline().startswith("device: ")
         time.sleep(0.2)
@@ -583,3 +583,16 @@ def test_plain_lines_on_a_dumb_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     with Console(quiet=False) as console:
         console.started(0, 0)
         assert console._bar is None
+
+
+def test_a_gpu_that_is_not_there_decodes_nothing(predict, tiny) -> None:
+    outcome = predict(tiny.photos, "--decode", "nowhere")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--decode nowhere: expected auto, cpu or gpu" in outcome.err
+    outcome = predict(tiny.photos, "--decode", "gpu")
+    assert outcome.code == 4
+    assert "Traceback" not in outcome.err
+    assert not Path("predictions.csv").exists()
+    for where in ("auto", "cpu"):
+        assert predict(tiny.photos, "--decode", where, "--output", f"{where}.csv").code == 0
+    assert Path("auto.csv").read_bytes() == Path("cpu.csv").read_bytes()

@@ -31,6 +31,7 @@ from geoinfer.answer import Answer
 from geoinfer.backends import open_embedder
 from geoinfer.bundle import open_bundle
 from geoinfer.cli import app
+from geoinfer.engines.int8_beside import int8_beside
 from geoinfer.errors import IndexFolderError, InputError, MismatchError, ModelError, OutputError, UsageError
 from geoinfer.index import LeaveOneOut, References, open_index, write_index
 from geoinfer.lock import OutputLock
@@ -43,6 +44,11 @@ MODEL_METADATA = METADATA | {
     "geoinfer.licence": "MIT",
     "geoinfer.weights_sha256": "0123abcd",
     "geoinfer.parity": json.dumps({"min_cosine": 0.9999991, "photos": 10}),
+}
+INT8_METADATA = MODEL_METADATA | {
+    "geoinfer.precision": "int8",
+    "geoinfer.int8_target": "cpu",
+    "geoinfer.parity": json.dumps({"min_cosine": 0.99, "photos": 7}),
 }
 
 
@@ -184,6 +190,27 @@ class TestWhatIsWritten:
         assert {"tiny-fp16.trt", "tiny-fp16.trt.json"} <= set(written.files)
         assert written.licences["tiny-fp16.trt"] == "as model.onnx"
 
+    def test_the_model_in_int8_too(self, parts: BundleParts, tmp_path: Path) -> None:
+        int8 = make_model(tmp_path / "small.onnx", metadata=INT8_METADATA)
+        written = write_bundle(BundleParts(parts.model, parts.index, int8=int8), tmp_path / "out")
+        assert (tmp_path / "out" / "model.int8.onnx").read_bytes() == int8.read_bytes()
+        assert int8_beside(written.model_path) == tmp_path / "out" / "model.int8.onnx"
+        assert written.files["model.int8.onnx"]["bytes"] == int8.stat().st_size
+        assert written.licences["model.int8.onnx"] == "as model.onnx"
+        assert written.metrics["parity_int8"] == {"min_cosine": 0.99, "photos": 7}
+        assert written.metrics["parity"] == {"min_cosine": 0.9999991, "photos": 10}
+        again = BundleParts(parts.model, parts.index, int8=int8, licences={"model.int8.onnx": "mine"})
+        assert write_bundle(again, tmp_path / "out", force=True).licences["model.int8.onnx"] == "mine"
+        assert not (write_bundle(parts, tmp_path / "out", force=True).folder / "model.int8.onnx").exists()
+
+    def test_damage_to_the_int8_model_is_found(self, parts: BundleParts, tmp_path: Path) -> None:
+        int8 = make_model(tmp_path / "small.onnx", metadata=INT8_METADATA)
+        write_bundle(BundleParts(parts.model, parts.index, int8=int8), tmp_path / "out")
+        copy = tmp_path / "out" / "model.int8.onnx"
+        copy.write_bytes(bytes([copy.read_bytes()[0] ^ 1]) + copy.read_bytes()[1:])
+        with pytest.raises(ModelError, match=r"model\.int8\.onnx: the contents do not match"):
+            open_bundle(tmp_path / "out")
+
 
 class TestMetrics:
     def test_as_plain_loops_have_them(self, model: Path, tmp_path: Path) -> None:
@@ -260,6 +287,35 @@ class TestWhatDoesNotFit:
         (tmp_path / "a.trt.json").unlink()
         with pytest.raises(ModelError, match="no sidecar"):
             write_bundle(given, tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "sentence"),
+        [
+            ({"metadata": METADATA}, ModelError, "the metadata say that it is fp32"),
+            ({"metadata": METADATA | {"geoinfer.precision": "int9"}}, ModelError, "geoinfer.precision is 'int9'"),
+        ],
+        ids=["fp32", "no precision"],
+    )
+    def test_an_int8_model_that_is_none(
+        self, parts: BundleParts, tmp_path: Path, changes: dict, error: type[Exception], sentence: str
+    ) -> None:
+        int8 = make_model(tmp_path / "small.onnx", **changes)
+        with pytest.raises(error, match=rf"small\.onnx: {sentence}"):
+            write_bundle(BundleParts(parts.model, parts.index, int8=int8), tmp_path / "out")
+
+    def test_an_int8_model_of_another_embedder(self, parts: BundleParts, tmp_path: Path) -> None:
+        int8 = make_model(tmp_path / "small.onnx", metadata=INT8_METADATA | {"geoinfer.identity": "tiny:1"})
+        with pytest.raises(MismatchError, match=r"small\.onnx is tiny:1"):
+            write_bundle(BundleParts(parts.model, parts.index, int8=int8), tmp_path / "out")
+
+    def test_no_int8_model(self, parts: BundleParts, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"--int8 .*none\.onnx: there is no such model"):
+            write_bundle(BundleParts(parts.model, parts.index, int8=tmp_path / "none.onnx"), tmp_path / "out")
+
+    def test_an_int8_model_in_two_files(self, parts: BundleParts, tmp_path: Path) -> None:
+        int8 = make_model(tmp_path / "two.onnx", metadata=INT8_METADATA, external=True)
+        with pytest.raises(ModelError, match=r"two\.onnx: its weights lie in another file"):
+            write_bundle(BundleParts(parts.model, parts.index, int8=int8), tmp_path / "out")
 
     def test_two_engines_of_one_name(self, parts: BundleParts, tmp_path: Path) -> None:
         (tmp_path / "b").mkdir()

@@ -20,7 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from geoinfer.errors import ImageError
 from geoinfer.images import Preprocessing, decode_pixels, load_pixels, oriented_size, pixels_from_array
-from geoinfer.images.decode import MAX_PIXELS, jpeg_orientation
+from geoinfer.images.decode_jpeg import jpeg_orientation
+from geoinfer.images.problems import MAX_PIXELS
 from geoinfer.images.read import sniff
 
 if TYPE_CHECKING:

@@ -35,8 +35,7 @@ def test_it_is_the_whole_photo_made_smaller(width: int, height: int, kind: str, 
     assert pixels.dtype == np.uint8
     assert pixels.shape == (size[1], size[0], 3)
     plainly = np.asarray(upright.resize(size, Image.Resampling.BICUBIC)).astype(int)
-    # Of one pixel the two ways of averaging may differ by more than of a picture.
-    assert abs(pixels.astype(int) - plainly).mean() <= (4 if pixels.size >= 300 else 12)
+    assert abs(pixels.astype(int) - plainly).mean() <= 4
 
 
 def test_damage_is_an_error_as_for_a_model() -> None:

@@ -78,7 +78,8 @@ def add(
     check_add(run)
     options.check_batch_size(batch_size)
     options.check_written({"--errors": run.errors}, [str(labels)], folder.parent)
-    with inputs.opened_embedder(engine, device, pixels, ready=run.ready) as embedder:
+    plan, device = options.planned("fp32", device, quiet=quiet, pixels=pixels)
+    with inputs.opened_embedder(engine, device, pixels, ready=run.ready, plan=plan) as embedder:
         run = dataclasses.replace(run, batch_size=options.chosen_batch_size(batch_size, embedder))
         with Console(quiet=quiet, doing="indexing", count=lambda: count_inputs(run)) as console:
             if not run.ready:

@@ -27,6 +27,15 @@ def build(
         typer.Option("--errors", help="Report of inputs that failed, a CSV.", show_default="<output>.errors.csv"),
     ] = None,
     device: options.Device = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            help="On a CPU: fp32 for the model itself, which auto means here too, or int8 for the int8 file beside it.",
+            metavar="PRECISION",
+        ),
+    ] = "fp32",
+    no_tune: options.NoTune = False,
     batch_size: options.BatchSize = None,
     workers: options.Workers = None,
     source: inputs.Source = "",
@@ -50,6 +59,7 @@ def build(
     be used costs its own place in the index and nothing else. The same command again goes on where it was interrupted.
     """
     from geoinfer.batch.build import BuildOptions, check_build, count_inputs, run_build
+    from geoinfer.batch.labelled import open_labelled
     from geoinfer.batch.predict import ErrorLimit
     from geoinfer.cli.console import Console, answer, device_line, duration
     from geoinfer.cli.interrupts import interrupts_raise
@@ -75,7 +85,16 @@ def build(
     check_build(run)
     options.check_batch_size(batch_size)
     options.check_written({"--errors": run.errors}, [str(labels)], output.parent)
-    with inputs.opened_embedder(engine, device, pixels, ready=run.ready) as embedder:
+    # References are what all else is compared with: where nobody says int8, they are made by the model itself.
+    plan, device = options.planned(
+        "fp32" if precision == "auto" else precision,
+        device,
+        quiet=quiet,
+        no_tune=no_tune,
+        enough=None if run.ready else lambda: options.many(open_labelled(run.labels, run.images).sources()),
+        pixels=pixels,
+    )
+    with inputs.opened_embedder(engine, device, pixels, ready=run.ready, plan=plan) as embedder:
         run = dataclasses.replace(run, batch_size=options.chosen_batch_size(batch_size, embedder))
         with Console(quiet=quiet, doing="indexing", count=lambda: count_inputs(run)) as console:
             if not run.ready:

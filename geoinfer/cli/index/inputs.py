@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from geoinfer.backends import Embedder
+    from geoinfer.backends.cpu_settings import Planner
     from geoinfer.batch.build import BuildOptions, BuildSummary
     from geoinfer.batch.predict import ErrorLimit
     from geoinfer.images import Preprocessing
@@ -52,7 +53,7 @@ Attribution = Annotated[str, typer.Option("--attribution", help="Licence and aut
 
 @contextlib.contextmanager
 def opened_embedder(
-    engine: Path | None, device: str, pixels: Preprocessing | None, *, ready: bool
+    engine: Path | None, device: str, pixels: Preprocessing | None, *, ready: bool, plan: Planner | None = None
 ) -> Iterator[Embedder]:
     """The embedder that references are made with.
 
@@ -61,13 +62,13 @@ def opened_embedder(
         device: as for `open_embedder`.
         pixels: likewise.
         ready: the embeddings are there, and somebody must say whose they are.
+        plan: is asked how a model runs on a CPU.
 
     Raises:
         UsageError: they are there and nobody says.
         GeoInferError: the model cannot be opened.
     """
-    from geoinfer.backends import open_embedder
-    from geoinfer.backends.beside import open_beside
+    from geoinfer.backends.beside import open_beside, open_planned
     from geoinfer.bundle import SHIPPED, check_loaded, is_bundle, open_bundle
     from geoinfer.index import read_index_manifest
 
@@ -78,12 +79,13 @@ def opened_embedder(
         )
     path = engine or SHIPPED
     if engine is not None and not is_bundle(path):
-        with open_embedder(path, device, preprocessing=pixels, threads=1) as embedder:
+        embedder, _ = open_planned(path, device, preprocessing=pixels, threads=1, plan=plan)
+        with embedder:
             yield embedder
         return
     bundle = open_bundle(path)
     made_by = read_index_manifest(bundle.index_path).embedder
-    embedder, opened = open_beside(bundle.model_path, made_by, device, preprocessing=pixels, threads=1)
+    embedder, opened = open_beside(bundle.model_path, made_by, device, preprocessing=pixels, threads=1, plan=plan)
     with embedder:
         check_loaded(bundle, opened, embedder.fingerprint)
         yield embedder

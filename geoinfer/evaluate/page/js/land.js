@@ -52,13 +52,18 @@ function pathOf({ x, y, west, east, north, south }, tolerance, closed) {
   return path;
 }
 
-// Leaflet's base for what draws the whole view at once: it moves and scales the canvas while the map is moved.
+// How near the edge of what was drawn the view may come while it is dragged, in pixels, before it is drawn anew.
+const AHEAD_PX = 32;
+
+// Leaflet's base for what draws the whole view at once: it moves and scales the canvas while the map is moved. For one
+// movement Leaflet says several times that the view is another; it is drawn once, with the next frame.
 const SheetLayer = L.Renderer.extend({
   options: { padding: 0.3 },
 
   initialize(options) {
     L.Renderer.prototype.initialize.call(this, options);
     this._layers = {};
+    this._drawSoon = onceAFrame(() => this._drawView());
   },
 
   _initContainer() {
@@ -68,50 +73,65 @@ const SheetLayer = L.Renderer.extend({
 
   _destroyContainer() {
     this._container.remove();
+    this._view = null;
   },
 
   getEvents() {
     const events = L.Renderer.prototype.getEvents.call(this);
-    // Dragged beyond what was drawn, it is drawn anew before the hand rests.
     events.move = () => {
-      const view = L.bounds(this._map.containerPointToLayerPoint([0, 0]), this._map.containerPointToLayerPoint(this._map.getSize()));
-      if (!this._map._animatingZoom && this._bounds && !this._bounds.contains(view)) this._update();
+      if (this._view && !this._covers()) this._update();
     };
     return events;
   },
 
   _update() {
-    if (this._map._animatingZoom && this._bounds) return;
+    this._drawSoon();
+  },
+
+  // What was drawn goes to its place in the new view, until that is drawn.
+  _reset() {
+    this._update();
+    if (this._view) this._onZoom();
+  },
+
+  // Whether the view is within what was drawn, with some room to go on.
+  _covers() {
+    const { min, max } = this._map.getPixelBounds();
+    const scale = 256 * 2 ** this._map.getZoom();
+    const { west, north, east, south } = this._view;
+    return (
+      (min.x - AHEAD_PX) / scale >= west &&
+      (min.y - AHEAD_PX) / scale >= north &&
+      (max.x + AHEAD_PX) / scale <= east &&
+      (max.y + AHEAD_PX) / scale <= south
+    );
+  },
+
+  _drawView() {
+    // While a zoom is shown as one movement, the canvas is part of that; its end is one more change of the view.
+    if (!this._map || (this._map._animatingZoom && this._view)) return;
     L.Renderer.prototype._update.call(this);
     const size = this._bounds.getSize();
     const ratio = window.devicePixelRatio || 1;
     L.DomUtil.setPosition(this._container, this._bounds.min);
-    this._container.width = Math.round(size.x * ratio);
-    this._container.height = Math.round(size.y * ratio);
-    this._container.style.width = `${size.x}px`;
-    this._container.style.height = `${size.y}px`;
+    const [width, height] = [Math.round(size.x * ratio), Math.round(size.y * ratio)];
+    if (this._container.width !== width || this._container.height !== height) {
+      Object.assign(this._container, { width, height });
+      Object.assign(this._container.style, { width: `${size.x}px`, height: `${size.y}px` });
+    }
+    const scale = 256 * 2 ** this._zoom;
+    const corner = this._map.getPixelOrigin().add(this._bounds.min).divideBy(scale);
+    this._view = { scale, ratio, west: corner.x, north: corner.y, east: corner.x + size.x / scale, south: corner.y + size.y / scale };
     this.draw();
   },
 
-  // Draws what the map shows: scale is the width of the world in pixels of the screen, (left, top) the unit square's
-  // place of the canvas's own corner.
+  // Draws at once what the canvas shows: scale is the width of the world in pixels of the screen, (west, north) the
+  // canvas's own corner in the unit square of the map.
   draw() {
-    if (!this._map || !this._bounds) return;
-    const scale = 256 * 2 ** this._map.getZoom();
-    const origin = this._map.getPixelOrigin();
-    const size = this._bounds.getSize();
-    const left = (origin.x + this._bounds.min.x) / scale;
-    const top = (origin.y + this._bounds.min.y) / scale;
+    if (!this._view) return;
     this._context.setTransform(1, 0, 0, 1, 0, 0);
     this._context.clearRect(0, 0, this._container.width, this._container.height);
-    this.paint(this._context, {
-      scale,
-      ratio: window.devicePixelRatio || 1,
-      west: left,
-      north: top,
-      east: left + size.x / scale,
-      south: top + size.y / scale,
-    });
+    this.paint(this._context, this._view);
   },
 });
 
@@ -133,7 +153,7 @@ const LandLayer = SheetLayer.extend({
   },
 
   paint(context, view) {
-    const { rings, borders } = this._level(this._map.getZoom());
+    const { rings, borders } = this._level(this._zoom);
     const pixel = 1 / view.scale;
     const unit = view.scale * view.ratio;
     this._paintGrid(context, view);

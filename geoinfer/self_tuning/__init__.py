@@ -1,0 +1,1 @@
+"""How a model runs fastest on this machine, found out by trying."""
