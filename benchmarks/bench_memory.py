@@ -8,8 +8,8 @@ Two runs of the whole command, each a process of its own whose resident memory i
   one that is made on the spot, so that a million take minutes; pipeline, ledger and writers are the real ones;
 - the shipped model over photos of 60 sizes from 160 to 4000 pixels, JPEG (progressive ones too), PNG and WebP.
 
-The growth is that of a line through the means of twenty stretches after the first tenth of a run, with the 95% interval
-of its slope. Memory of the process alone is what counts (RssAnon); mapped files are the system's to drop.
+The growth is the slope of a line through the means of twenty stretches after the first tenth of a run, with its 95%
+interval, times the inputs. Memory of the process alone is what counts (RssAnon); mapped files are the system's to drop.
 """
 
 from __future__ import annotations
@@ -240,9 +240,7 @@ def main() -> None:
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json, .md and .png")
     arguments = parser.parse_args()
     where = machine()
-    lines = [
-        "| run | inputs | peak memory | at 10% of the inputs | at the end | growth per million inputs | inputs/s |"
-    ]
+    lines = ["| run | inputs | peak memory | at 10% of the inputs | at the end | growth over the run | inputs/s |"]
     lines.append("|---|---|---|---|---|---|---|")
     runs: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -255,11 +253,15 @@ def main() -> None:
                 "run_seconds": run["seconds"]
             }
             runs[title] = run
-            grown = f"{slope * 1e6 / MIB:+.1f} MiB ({low * 1e6 / MIB:+.1f} to {high * 1e6 / MIB:+.1f})"
-            lines.append(
-                f"| {title} | {run['inputs']} | {run['peak_bytes'] / MIB:.0f} MiB | {tenth.anonymous / MIB:.0f} MiB | "
-                f"{last[0].anonymous / MIB:.0f} MiB | {grown} | {run['inputs'] / run['run_seconds']:.0f} |"
-            )
+            grown, least, most = (each * run["inputs"] / MIB for each in (slope, low, high))
+            words = [
+                title,
+                str(run["inputs"]),
+                f"{run['peak_bytes'] / MIB:.0f} MiB",
+                f"{tenth.anonymous / MIB:.0f} MiB",
+            ]
+            words += [f"{last[0].anonymous / MIB:.0f} MiB", f"{grown:+.1f} MiB ({least:+.1f} to {most:+.1f})"]
+            lines.append(f"| {' | '.join(words)} | {run['inputs'] / run['run_seconds']:.0f} |")
             print(lines[-1], file=sys.stderr, flush=True)
     lines += [
         "",

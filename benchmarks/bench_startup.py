@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def import_seconds(argv: list[str], environment: Mapping[str, str]) -> dict[str,
         done = subprocess.run(
             [argv[0], "-X", "importtime", *argv[1:]], env=environment, capture_output=True, text=True, check=True
         )
-        seconds: Counter[str] = Counter()
+        seconds: dict[str, float] = defaultdict(float)
         for found in re.finditer(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$", done.stderr, re.MULTILINE):
             seconds[found[2].partition(".")[0]] += int(found[1]) / 1e6
         rounds.append(seconds)

@@ -8,7 +8,7 @@ contract of the command line:
     2    usage: arguments, missing or unreadable inputs, an output that cannot be written
     3    model, engine and index do not fit together, or one of them is broken
     4    the device that was asked for is not there
-    130  interrupted (Ctrl-C, a full disk); the same command resumes
+    130  interrupted (Ctrl-C, a full disk, no memory left); the same command resumes
 """
 
 from __future__ import annotations

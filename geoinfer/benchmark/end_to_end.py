@@ -134,13 +134,14 @@ def run_once(
         queues=watch.all_queues(),
         thread_seconds=dict(watch.thread_seconds),
         idle_share=watch.idle_share(summary.seconds),
+        decoded=dict(summary.decoded),
     )
     return run, watch
 
 
 def _predict(opened: Opened, options: PredictOptions, watch: Watch) -> PredictSummary:
     try:
-        return run_predict(opened.geolocator, options, Silent(), monitor=watch)
+        return run_predict(opened.geolocator, options, Silent(), monitor=watch, open_decoding=opened.open_decoding)
     except InterruptedRunError as error:
         # Its hints are for a run that can go on; this one's folder goes with it.
         if isinstance(error.__cause__, OSError):

@@ -9,7 +9,7 @@ import datetime as dt
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from geoinfer.backends import open_embedder
 from geoinfer.benchmark.cold import ColdRun, ColdRunFailedError, drop_from_cache, measure_cold
@@ -17,10 +17,13 @@ from geoinfer.benchmark.end_to_end import run_once
 from geoinfer.benchmark.peaks import measure_peaks
 from geoinfer.benchmark.resources import GpuMeter, machine_of
 from geoinfer.benchmark.result import (
+    DECODE,
+    DECODE_ON_DEVICE,
     EMBED,
     EMBED_TOGETHER,
+    READ,
+    RESIZE,
     SEARCH,
-    STAGES,
     WARM,
     WRITE,
     BatchSize,
@@ -32,7 +35,8 @@ from geoinfer.benchmark.result import (
     Yardstick,
 )
 from geoinfer.benchmark.roofline import operations_of, roofline
-from geoinfer.benchmark.stages import StageBench, Timings, bound
+from geoinfer.benchmark.stages import StageBench
+from geoinfer.benchmark.timing import Timings, bound
 from geoinfer.benchmark.yardstick import YardstickBench
 from geoinfer.errors import DeviceError, MissingPackageError, ModelError
 from geoinfer.machine import available_cores
@@ -44,7 +48,8 @@ if TYPE_CHECKING:
     from geoinfer.benchmark.photos import Photos
     from geoinfer.benchmark.setup import Opened
 
-_NOT_COLD = "The cold runs are not cold: {why}."
+_ORDER: Final = (READ, DECODE, DECODE_ON_DEVICE, RESIZE, EMBED, EMBED_TOGETHER, SEARCH, WRITE)
+_NOT_COLD: Final = "The cold runs are not cold: {why}."
 
 
 @dataclass(slots=True)
@@ -94,10 +99,8 @@ def run_benchmark(
     # Not counted: it fills the page cache and sets up what is set up once, and shows how many are searched for at once.
     _, watch = run_once(opened, source, folder, gpu, kind=WARM, number=0)
     bench = StageBench(
-        opened.geolocator,
+        opened,
         photos.paths,
-        workers=opened.setup.workers,
-        batch_size=opened.batch_size,
         block_size=max(watch.largest["finish"], 1),
     )
     yardstick = YardstickBench()
@@ -115,7 +118,7 @@ def run_benchmark(
     return Result(
         settings=_settings(opened, photos, repeat),
         machine=machine_of(gpu),
-        stages=[_stage(name, measured.stages[name]) for name in (*STAGES, EMBED_TOGETHER) if name in measured.stages],
+        stages=[_stage(name, measured.stages[name]) for name in _ORDER if name in measured.stages],
         runs=measured.runs,
         batch_sizes=[BatchSize(batch, rates) for batch, rates in measured.batches.items()],
         bounds=measured.bounds,
@@ -183,6 +186,7 @@ def _stage(name: str, rounds: Sequence[Timings]) -> Stage:
         Percentiles.of([second for timings in rounds for second in timings.seconds]),
         rounds[0].batch,
         rounds[0].device,
+        statistics.fmean(timings.share for timings in rounds),
     )
 
 
@@ -210,6 +214,7 @@ def _settings(opened: Opened, photos: Photos, repeat: int) -> dict[str, Any]:
         "device": embedder.device,
         "device_reason": embedder.device_reason,
         "workers": opened.setup.workers,
+        "decode": opened.setup.decode,
         "batch_size": opened.batch_size,
         "calls_at_once": embedder.calls_at_once,
         "cpu_settings": None if opened.plan is None else opened.plan.settings.as_dict(),

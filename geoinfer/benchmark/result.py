@@ -31,9 +31,11 @@ RESIZE: Final = "resize"
 EMBED: Final = "embed"
 SEARCH: Final = "search"
 WRITE: Final = "write"
+DECODE_ON_DEVICE: Final = "decode on device"
 EMBED_TOGETHER: Final = "embed, one session on all cores"
 STAGES: Final = (READ, DECODE, RESIZE, EMBED, SEARCH, WRITE)
-"""The stages that every photo goes through; `EMBED_TOGETHER` is another way of doing one of them."""
+"""The stages of a photo. With `DECODE_ON_DEVICE` a GPU decodes and resizes some, or all, of them; `EMBED_TOGETHER` is
+another way of embedding."""
 
 _KEYS: Final = frozenset({"format", "geoinfer", "result"})
 
@@ -70,11 +72,12 @@ class Stage:
     """One stage alone, with nothing else going on.
 
     Attributes:
-        name: one of `STAGES`, or `EMBED_TOGETHER`.
+        name: one of `STAGES`, `DECODE_ON_DEVICE` or `EMBED_TOGETHER`.
         rates: photos a second on all cores (or on the GPU), one a round.
         latency: how long one item takes while all cores are at it, over all rounds.
         batch: photos in an item: 1 where each photo is timed for itself.
         device: `cpu`, or the GPU that does it.
+        share: of the inputs, those that come to this stage, 0 to 1: a photo that cannot be decoded is never embedded.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Stage:
     latency: Percentiles
     batch: int = 1
     device: str = "cpu"
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ class Run:
         start_seconds: of a cold run: from the start of its process until the first photo could be taken: Python,
             imports, opening model and index.
         truly_cold: of a cold run: whether the photos really came from the disk.
+        decoded: photos by who decoded them, `gpu`, `fell_back` (to the CPU) and `cpu`, where a GPU did some.
     """
 
     kind: Literal["cold", "warm"]
@@ -146,6 +151,7 @@ class Run:
     idle_share: float = 0.0
     start_seconds: float | None = None
     truly_cold: bool = False
+    decoded: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: Any) -> Run:
@@ -208,10 +214,10 @@ class Result:
 
     Attributes:
         settings: what was run. `engine`, `engine_sha256`, `precision`, `device`, `device_reason`, `workers`,
-            `batch_size`, `calls_at_once`, `cpu_settings` (plain values, or None), `k`, `aggregate`, `index_references`,
-            `index_device`, `repeat`, and `photos`: a dict of `description`, `count`, `total_bytes`, `mean_bytes`,
-            `classes` (how many of each kind and size), `digest` (of their names and sizes), `generated` (its kind,
-            count and seed, or None).
+            `decode`, `batch_size`, `calls_at_once`, `cpu_settings` (plain values, or None), `k`, `aggregate`,
+            `index_references`, `index_device`, `repeat`, and `photos`: a dict of `description`, `count`, `total_bytes`,
+            `mean_bytes`, `classes` (how many of each kind and size), `digest` (of their names and sizes), `generated`
+            (its kind, count and seed, or None).
         machine: where. `cpu`, `cores`, `memory_bytes`, `system`, `python`, `geoinfer`, `packages` (name to version),
             `gpu` (name, driver and memory, or None).
         stages: see `Stage`.

@@ -9,13 +9,7 @@ count for nothing.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
-import threading
 import time
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,140 +17,39 @@ import numpy as np
 from geoinfer.batch.ledger import RunLedger
 from geoinfer.batch.rows import ok_row
 from geoinfer.batch.writers import write_error_report, write_rows
-from geoinfer.benchmark.result import DECODE, EMBED, EMBED_TOGETHER, READ, RESIZE
-from geoinfer.errors import ImageError, InputError
-from geoinfer.images import decode_image, raw_problem, read_image_file, resize_decoded
+from geoinfer.benchmark.preparing import Preparation
+from geoinfer.benchmark.timing import Timings, on_threads
+from geoinfer.errors import InputError
+from geoinfer.images.loader import PhotoLoader
 from geoinfer.machine import available_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from geoinfer.backends import Embedder
-    from geoinfer.geolocator import Geolocator
+    from geoinfer.benchmark.setup import Opened
 
-SHORTEST_SECONDS: Final = 0.3
-"""A stage is repeated until it took at least this long."""
-LONGEST_SECONDS: Final = 20.0
-"""After this no further item is begun, so that a slow model does not take hours; every thread does one at least."""
-
-_MOST_PICTURES: Final = 512
 _ROWS_WRITTEN: Final = 1000
-
-
-@dataclass(slots=True)
-class Timings:
-    """One stage in one round.
-
-    Attributes:
-        seconds: of each item.
-        photos: in all items together.
-        threads: how many did them side by side.
-        share: of the inputs, those that come to this stage: a photo that cannot be decoded is never embedded.
-        batch: photos in an item.
-        device: `cpu`, or the GPU that does it.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    photos: int = 0
-    threads: int = 1
-    share: float = 1.0
-    batch: int = 1
-    device: str = "cpu"
-
-    @property
-    def rate(self) -> float:
-        """Photos a second on all cores."""
-        return self.photos * self.threads / max(sum(self.seconds), 1e-9)
-
-
-def bound(stages: Mapping[str, Timings]) -> float:
-    """Photos a second if nothing ever waited for anything: every device busy all the time with its own stages.
-
-    Of the two ways to embed, the faster counts.
-
-    Args:
-        stages: by name, of one round.
-
-    Returns:
-        The smallest, over the devices, of 1 / (the sum of share / rate over its stages).
-    """
-    counted = dict(stages)
-    together = counted.pop(EMBED_TOGETHER, None)
-    if together is not None and together.rate > counted[EMBED].rate:
-        counted[EMBED] = together
-    cost: defaultdict[str, float] = defaultdict(float)
-    for timings in counted.values():
-        cost[timings.device] += timings.share / timings.rate
-    return 1 / max(cost.values())
-
-
-def on_threads(
-    work: Callable[[int], None],
-    count: int,
-    threads: int,
-    *,
-    shortest: float = SHORTEST_SECONDS,
-    longest: float = LONGEST_SECONDS,
-    pinned: bool = False,
-) -> None:
-    """Does items 0 to count - 1 on some threads, and again from the first until it took long enough.
-
-    Args:
-        work: does one item; called from all threads at once.
-        count: at least 1.
-        threads: how many.
-        shortest: no thread ends sooner, seconds.
-        longest: no item after each thread's first is begun later, seconds.
-        pinned: keep each thread on a core of its own, where there are as many.
-    """
-    numbers = itertools.count()
-    cores = sorted(os.sched_getaffinity(0)) if pinned and hasattr(os, "sched_setaffinity") else []
-    if threads != len(cores):
-        cores = []
-    start = threading.Barrier(threads)
-
-    def loop(number: int) -> None:
-        if cores:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(0, {cores[number]})
-        start.wait()
-        began = time.perf_counter()
-        first = True
-        while True:
-            item = next(numbers)
-            elapsed = time.perf_counter() - began
-            if (item >= count and elapsed >= shortest) or (elapsed >= longest and not first):
-                return
-            work(item % count)
-            first = False
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="geoinfer-stage") as pool:
-        for done in [pool.submit(loop, number) for number in range(threads)]:
-            done.result()
 
 
 class StageBench:
     """Times the stages of some photos and an opened model and index, once each round."""
 
-    def __init__(
-        self, geolocator: Geolocator, paths: Sequence[bytes], *, workers: int, batch_size: int, block_size: int
-    ) -> None:
+    def __init__(self, opened: Opened, paths: Sequence[bytes], *, block_size: int) -> None:
         """Nothing is done yet.
 
         Args:
-            geolocator: opened as the runs have it.
+            opened: model, index and settings, as the runs have them.
             paths: the photos.
-            workers: CPU threads of the runs; they bound how many calls embed at once.
-            batch_size: photos that the model sees at once.
             block_size: photos that are searched for at once.
         """
-        self._geolocator = geolocator
+        self._opened = opened
+        self._geolocator = opened.geolocator
         self._paths = paths
-        self._workers = workers
-        self._batch_size, self._block_size = batch_size, block_size
+        self._block_size = block_size
         self._pixels: NDArray[np.uint8] = np.empty((0, 0, 0, 3), np.uint8)
         self._share = 1.0
 
@@ -167,49 +60,23 @@ class StageBench:
             InputError: none of the photos can be decoded.
         """
         preprocessing = self._geolocator.embedder.identity.preprocessing
-        threads = available_cores()
-        seconds: dict[str, list[float]] = {READ: [], DECODE: [], RESIZE: []}
-        kept: dict[int, NDArray[np.uint8]] = {}
-        inputs: list[int] = []
-
-        def one(number: int) -> None:
-            inputs.append(number)
-            path = self._paths[number]
-            if raw_problem(path) is not None:
-                return
-            began = time.perf_counter()
-            try:
-                data, kind = read_image_file(path)
-            except ImageError:
-                seconds[READ].append(time.perf_counter() - began)
-                return
-            read = time.perf_counter()
-            seconds[READ].append(read - began)
-            try:
-                decoded = decode_image(data, kind, preprocessing, reuse_memory=True)
-            except ImageError:
-                seconds[DECODE].append(time.perf_counter() - read)
-                return
-            ready = time.perf_counter()
-            seconds[DECODE].append(ready - read)
-            slot = np.empty((preprocessing.size, preprocessing.size, 3), np.uint8)
-            began = time.perf_counter()
-            resize_decoded(decoded, preprocessing, slot)
-            seconds[RESIZE].append(time.perf_counter() - began)
-            if len(kept) < _MOST_PICTURES:
-                kept[number] = slot
-
-        on_threads(one, len(self._paths), threads)
-        if not kept:
+        opener = self._opened.open_decoding
+        with contextlib.ExitStack() as held:
+            loader = held.enter_context(PhotoLoader(preprocessing, available_cores()))
+            decoding = None if opener is None else opener(loader)
+            if decoding is not None:
+                held.enter_context(decoding)
+            prepared = Preparation(self._paths, preprocessing, loader, decoding)
+            on_threads(prepared.one, len(self._paths), available_cores())
+            timings = prepared.timings(self._opened.batch_size, self._geolocator.embedder.device)
+        if not prepared.pixels:
             raise InputError(
                 f"none of the {len(self._paths)} photos can be decoded: there is nothing to measure",
                 hint="`geoinfer predict` says what is wrong with each",
             )
-        self._pixels = np.stack([kept[number] for number in sorted(kept)])
-        self._share = len(seconds[RESIZE]) / len(inputs)
-        return {
-            name: Timings(values, len(values), threads, len(values) / len(inputs)) for name, values in seconds.items()
-        }
+        self._pixels = np.stack([prepared.pixels[number] for number in sorted(prepared.pixels)])
+        self._share = prepared.usable_share
+        return timings
 
     def embed(self, *, batch_size: int | None = None) -> tuple[Timings, NDArray[np.float32]]:
         """Embedding as a run does it, after `prepare`; with another batch size if one is given.
@@ -218,12 +85,16 @@ class StageBench:
             The timings, and the embeddings of the pictures that were embedded first, finite rows only.
         """
         embedder = self._geolocator.embedder
-        threads = min(self._workers, embedder.calls_at_once) if embedder.device == "cpu" else embedder.calls_at_once
-        return self._embed(embedder, batch_size or self._batch_size, threads)
+        threads = (
+            min(self._opened.setup.workers, embedder.calls_at_once)
+            if embedder.device == "cpu"
+            else embedder.calls_at_once
+        )
+        return self._embed(embedder, batch_size or self._opened.batch_size, threads)
 
     def embed_together(self, embedder: Embedder) -> Timings:
         """Embedding by one call at a time, for an embedder that was opened with all cores."""
-        return self._embed(embedder, self._batch_size, 1)[0]
+        return self._embed(embedder, self._opened.batch_size, 1)[0]
 
     def _embed(self, embedder: Embedder, batch: int, threads: int) -> tuple[Timings, NDArray[np.float32]]:
         seconds: list[float] = []

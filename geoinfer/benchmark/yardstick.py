@@ -11,7 +11,7 @@ from PIL import Image
 
 from geoinfer.benchmark.generate import draw_picture
 from geoinfer.benchmark.result import Yardstick
-from geoinfer.benchmark.stages import on_threads
+from geoinfer.benchmark.timing import on_threads
 from geoinfer.machine import available_cores
 
 if TYPE_CHECKING:

@@ -228,7 +228,7 @@ class _Process:
 
     def __init__(self, cores: list[int], cpu_seconds: float, seconds: float) -> None:
         if not sys.executable or getattr(sys, "frozen", False):
-            raise OSError("there is no Python to start")
+            raise _DiedError("there is no Python to start")
         self._cpu_seconds, self._seconds = cpu_seconds, seconds
         self._unread = b""
         self.idle_since = 0.0

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from geoinfer.errors import ImageError
-from geoinfer.images.memory_gate import NOT_ENOUGH_MEMORY, MemoryGate, decode_bytes
+from geoinfer.images.memory_gate import MemoryGate, decode_bytes
 from geoinfer.images.preprocessing import Preprocessing
+from geoinfer.images.problems import NOT_ENOUGH_MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,7 +183,7 @@ def test_never_more_than_the_share_is_inside_and_nobody_is_forgotten() -> None:
 
 def encoded(kind: str, size: tuple[int, int], mode: str = "RGB", **options: object) -> bytes:
     stream = io.BytesIO()
-    Image.new(mode, size).save(stream, format=kind, **options)  # type: ignore[arg-type]
+    Image.new(mode, size).save(stream, format=kind, **options)
     return stream.getvalue()
 
 
